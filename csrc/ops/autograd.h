@@ -1,0 +1,51 @@
+// What the autograd nodes of the fused ops share.
+//
+// A public op decomposes (CompositeImplicitAutograd) into one node whose forward and backward are registered ops, so
+// torch.compile and export see those. A backward that is itself to be differentiated runs through the reference.
+#pragma once
+
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <torch/csrc/autograd/autograd.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+#include <initializer_list>
+#include <utility>
+
+namespace dcgan_fast {
+
+using at::Tensor;
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+template <typename Signature>
+c10::TypedOperatorHandle<Signature> find_op(const char* name) {
+  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
+}
+
+inline bool needs_autograd(std::initializer_list<Tensor> inputs) {
+  if (!at::GradMode::is_enabled()) return false;
+  for (const Tensor& t : inputs) {
+    if (t.defined() && t.requires_grad()) return true;
+  }
+  return false;
+}
+
+// d(forward())/d(inputs) . grad, as a graph that can be differentiated again. Fills the leading entries of `result`
+// for those inputs that need a gradient; an input that is not there (no bias) is an undefined tensor.
+template <typename Forward>
+variable_list differentiable_grad(AutogradContext* ctx, const variable_list& inputs, const Tensor& grad,
+                                  variable_list result, Forward&& forward) {
+  const auto needed = [&](size_t i) { return inputs[i].defined() && ctx->needs_input_grad(i); };
+  variable_list wanted;
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    if (needed(i)) wanted.push_back(inputs[i]);
+  }
+  const auto grads = torch::autograd::grad({forward()}, wanted, {grad}, /*retain_graph=*/true, /*create_graph=*/true,
+                                           /*allow_unused=*/true);
+  for (size_t i = 0, k = 0; i < inputs.size(); ++i) {
+    if (needed(i)) result[i] = grads[k++];
+  }
+  return result;
+}
+
+}  // namespace dcgan_fast

@@ -1,0 +1,306 @@
+// bn_act: batch normalisation + activation. Validate, allocate, fill params, launch; the autograd node; the CPU and
+// CUDA keys.
+#include "bn_act.h"
+
+#include <ATen/Dispatch.h>
+#include <ATen/OpMathType.h>
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/batch_norm.h>
+#include <ATen/ops/cat.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/leaky_relu.h>
+#include <ATen/ops/relu.h>
+#include <ATen/ops/sigmoid.h>
+#include <ATen/ops/tanh.h>
+#include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
+#include <torch/library.h>
+
+#include <cmath>
+
+#include "../checks.h"
+#include "../cpu/bn_act.h"
+#include "autograd.h"
+#ifdef DCGAN_FAST_CUDA
+#include "bn_act_cuda.h"
+#endif
+
+namespace dcgan_fast {
+
+// ---------------------------------------------------------------- what the fused ops share
+
+void check_bn(const BnActOptions& o, const Tensor& input, int64_t batch, int64_t channels, const BnTensors& bn) {
+  check_channel_vector(o.op, "bn_weight", bn.weight, input, channels);
+  check_channel_vector(o.op, "bn_bias", bn.bias, input, channels);
+  DCGAN_CHECK(bn.running_mean.has_value() == bn.running_var.has_value(), o.op,
+              "'running_mean' and 'running_var' must be given together, got one of them");
+  if (bn.running_mean) {
+    check_channel_vector(o.op, "running_mean", *bn.running_mean, input, channels);
+    check_channel_vector(o.op, "running_var", *bn.running_var, input, channels);
+  }
+  DCGAN_CHECK(o.training || bn.running_mean, o.op,
+              "'running_mean' and 'running_var' must be given when training=False, got None");
+  DCGAN_CHECK(o.eps >= 0, o.op, "'eps' must be at least 0, got ", o.eps);
+  DCGAN_CHECK(o.momentum >= 0 && o.momentum <= 1, o.op, "'momentum' must be between 0 and 1, got ", o.momentum);
+  DCGAN_CHECK(o.stat_groups >= 1, o.op, "'stat_groups' must be at least 1, got ", o.stat_groups);
+  DCGAN_CHECK(batch % o.stat_groups == 0, o.op, "'stat_groups' must divide the batch of ", batch, ", got ",
+              o.stat_groups);
+}
+
+Tensor dense_maps(const Tensor& input) { return input.contiguous(input.suggest_memory_format()); }
+
+namespace {
+
+cpu::Maps maps_of(const Tensor& input, int64_t groups) {
+  const int64_t n = input.size(0), c = input.size(1), spatial = n * c == 0 ? 0 : input.numel() / (n * c);
+  // With one pixel or one channel both formats are the same bytes; rows of channels are the faster reading of the first.
+  const bool channels_last = spatial == 1 || !input.is_contiguous();
+  return {n, c, spatial, groups, channels_last, input.scalar_type()};
+}
+
+// mean [g, C] and biased variance [g, C] of training -> running statistics, group after group, as `groups` calls of
+// torch.nn.functional.batch_norm would leave them.
+void update_running(const Tensor& running, const Tensor& batch, double momentum, double correction) {
+  const Tensor r = running.to(batch.scalar_type()).contiguous();
+  AT_DISPATCH_FLOATING_TYPES(batch.scalar_type(), "update_running", [&] {
+    auto* p = r.mutable_data_ptr<scalar_t>();
+    const auto* b = batch.const_data_ptr<scalar_t>();
+    const int64_t channels = r.numel();
+    const auto keep = static_cast<scalar_t>(1 - momentum), take = static_cast<scalar_t>(momentum),
+               unbias = static_cast<scalar_t>(correction);
+    for (int64_t i = 0; i < batch.numel(); ++i) p[i % channels] = keep * p[i % channels] + take * (unbias * b[i]);
+  });
+  if (!r.is_same(running)) running.copy_(r);
+  if (!running.is_inference()) running.unsafeGetTensorImpl()->bump_version();
+}
+
+// var -> rstd in place; 0 where PyTorch has 0 (no variance and no eps).
+void reciprocal_std_(Tensor& var, double eps) {
+  AT_DISPATCH_FLOATING_TYPES(var.scalar_type(), "reciprocal_std", [&] {
+    auto* p = var.mutable_data_ptr<scalar_t>();
+    for (int64_t i = 0; i < var.numel(); ++i) {
+      p[i] = p[i] == 0 && eps == 0 ? scalar_t(0) : 1 / std::sqrt(p[i] + static_cast<scalar_t>(eps));
+    }
+  });
+}
+
+std::tuple<Tensor, Tensor> bn_act_run_cpu(const BnActOptions& o, const Tensor& input, const BnTensors& bn,
+                                          Tensor& output) {
+  const auto maps = maps_of(input, o.groups());
+  const auto acc = at::toOpMathType(input.scalar_type());
+  Tensor mean, var;
+  if (o.training) {
+    mean = at::empty({maps.groups, maps.channels}, input.options().dtype(acc).memory_format(at::MemoryFormat::Contiguous));
+    var = at::empty_like(mean);
+    cpu::bn_act_kernels().statistics(maps, input.const_data_ptr(), mean.mutable_data_ptr(), var.mutable_data_ptr());
+    if (bn.running_mean) {
+      const double n = static_cast<double>(maps.group_size());
+      update_running(*bn.running_mean, mean, o.momentum, 1);
+      update_running(*bn.running_var, var, o.momentum, n / (n - 1));
+    }
+  } else {
+    mean = bn.running_mean->to(acc, /*non_blocking=*/false, /*copy=*/true).contiguous().unsqueeze(0);
+    var = bn.running_var->to(acc, /*non_blocking=*/false, /*copy=*/true).contiguous().unsqueeze(0);
+  }
+  reciprocal_std_(var, o.eps);
+  const Tensor scale = var * bn.weight.to(acc), bias = bn.bias.to(acc).contiguous();
+  cpu::bn_act_kernels().forward(
+      maps, {mean.const_data_ptr(), scale.const_data_ptr(), bias.const_data_ptr(), o.activation, o.negative_slope},
+      input.const_data_ptr(), output.mutable_data_ptr());
+  return {mean, var};
+}
+
+std::tuple<Tensor, Tensor, Tensor> bn_act_run_backward_cpu(const BnActOptions& o, const Tensor& grad,
+                                                           const Tensor& input, const Tensor& weight,
+                                                           const Tensor& bias, const Tensor& mean, const Tensor& rstd,
+                                                           std::array<bool, 3> mask) {
+  const auto maps = maps_of(input, o.groups());
+  const auto acc = mean.scalar_type();
+  const Tensor scale = rstd * weight.to(acc), acc_bias = bias.to(acc).contiguous();
+  const cpu::Normalize normalize{mean.const_data_ptr(), scale.const_data_ptr(), acc_bias.const_data_ptr(),
+                                 o.activation, o.negative_slope};
+  Tensor sum_dz = at::empty_like(mean), sum_dz_x = at::empty_like(mean);
+  cpu::bn_act_kernels().reduce_grad(maps, normalize, grad.const_data_ptr(), input.const_data_ptr(),
+                                    sum_dz.mutable_data_ptr(), sum_dz_x.mutable_data_ptr());
+  Tensor grad_input, grad_weight, grad_bias;
+  if (mask[0]) {
+    // dx = scale * (dz - mean(dz) - (x - mean) rstd^2 mean(dz (x - mean))); fixed statistics keep the first term alone
+    Tensor slope_x = at::zeros_like(mean), offset = slope_x;
+    if (o.training) {
+      const auto n = static_cast<double>(maps.group_size());
+      slope_x = scale * rstd * rstd * sum_dz_x * (-1 / n);
+      offset = scale * sum_dz * (-1 / n);
+    }
+    grad_input = at::empty_like(input);
+    cpu::bn_act_kernels().backward(maps, normalize, slope_x.const_data_ptr(), offset.const_data_ptr(),
+                                   grad.const_data_ptr(), input.const_data_ptr(), grad_input.mutable_data_ptr());
+  }
+  if (mask[1]) grad_weight = (sum_dz_x * rstd).sum(0).to(weight.scalar_type());
+  if (mask[2]) grad_bias = sum_dz.sum(0).to(bias.scalar_type());
+  return {grad_input, grad_weight, grad_bias};
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensor> bn_act_run(const BnActOptions& o, const Tensor& input, const BnTensors& bn,
+                                      Tensor& output) {
+  if (input.numel() == 0) {  // nothing to normalise, nothing learnt: as torch.nn.functional.batch_norm
+    const auto options = input.options().dtype(at::toOpMathType(input.scalar_type()));
+    const Tensor zeros = at::zeros({o.groups(), input.size(1)}, options);
+    return {zeros, zeros.clone()};
+  }
+  DCGAN_CHECK(!o.training || input.numel() / input.size(1) / o.stat_groups > 1, o.op,
+              "expected more than 1 value per channel", o.stat_groups > 1 ? " and group" : "",
+              " when training, got maps of ", input.sizes());
+#ifdef DCGAN_FAST_CUDA
+  if (input.is_cuda()) return bn_act_run_cuda(o, input, bn, output);
+#endif
+  return bn_act_run_cpu(o, input, bn, output);
+}
+
+std::tuple<Tensor, Tensor, Tensor> bn_act_run_backward(const BnActOptions& o, const Tensor& grad, const Tensor& input,
+                                                       const Tensor& weight, const Tensor& bias, const Tensor& mean,
+                                                       const Tensor& rstd, std::array<bool, 3> mask) {
+  if (input.numel() == 0) {
+    return {mask[0] ? at::empty_like(input) : Tensor(), mask[1] ? at::zeros_like(weight) : Tensor(),
+            mask[2] ? at::zeros_like(bias) : Tensor()};
+  }
+  // The kernels walk both in one order: a gradient of other strides (an expanded scalar, say) is laid out like input.
+  const Tensor dense_grad = grad.strides() == input.strides() ? grad : at::empty_like(input).copy_(grad);
+#ifdef DCGAN_FAST_CUDA
+  if (input.is_cuda()) return bn_act_run_backward_cuda(o, dense_grad, input, weight, bias, mean, rstd, mask);
+#endif
+  return bn_act_run_backward_cpu(o, dense_grad, input, weight, bias, mean, rstd, mask);
+}
+
+Tensor activation_reference(Activation activation, double negative_slope, const Tensor& input) {
+  switch (activation) {
+    case Activation::relu: return at::relu(input);
+    case Activation::leaky_relu: return at::leaky_relu(input, negative_slope);
+    case Activation::tanh: return at::tanh(input);
+    case Activation::sigmoid: return at::sigmoid(input);
+    default: return input;
+  }
+}
+
+Tensor bn_act_reference(const BnActOptions& o, const Tensor& input, const Tensor& weight, const Tensor& bias,
+                        const Tensor& mean, const Tensor& rstd) {
+  Tensor z;
+  if (o.training) {
+    std::vector<Tensor> parts;
+    for (const Tensor& part : input.chunk(o.stat_groups)) {
+      parts.push_back(at::batch_norm(part, weight, bias, {}, {}, /*training=*/true, /*momentum=*/0, o.eps,
+                                     /*cudnn_enabled=*/false));
+    }
+    z = parts.size() == 1 ? parts[0] : at::cat(parts);
+  } else {
+    std::vector<int64_t> shape(input.dim(), 1);
+    shape[1] = input.size(1);
+    const auto channel = [&](const Tensor& t) { return t.to(mean.scalar_type()).view(shape); };
+    z = ((input - channel(mean[0])) * channel(rstd[0]) * channel(weight) + channel(bias)).to(input.scalar_type());
+  }
+  return activation_reference(o.activation, o.negative_slope, z);
+}
+
+// ---------------------------------------------------------------- the op
+
+namespace {
+
+constexpr const char* kName = "bn_act";
+
+std::tuple<Tensor, Tensor, Tensor> bn_act_forward(const Tensor& input, const Tensor& weight, const Tensor& bias,
+                                                  const OptionalTensor& running_mean,
+                                                  const OptionalTensor& running_var, std::string_view activation,
+                                                  double negative_slope, bool training, double momentum, double eps,
+                                                  int64_t stat_groups) {
+  check_maps(kName, input);
+  DCGAN_CHECK(input.dim() >= 2, kName, "'input' must be (N, C, ...), got ", input.sizes());
+  const BnActOptions options{kName,    parse_activation(kName, activation), negative_slope, training, momentum, eps,
+                             stat_groups};
+  const BnTensors bn{weight, bias, running_mean, running_var};
+  check_bn(options, input, input.size(0), input.size(1), bn);
+  const Tensor maps = dense_maps(input);
+  Tensor output = at::empty_like(maps);
+  auto [mean, rstd] = bn_act_run(options, maps, bn, output);
+  return {output, mean, rstd};
+}
+
+std::tuple<Tensor, Tensor, Tensor> bn_act_backward(const Tensor& grad, const Tensor& input, const Tensor& weight,
+                                                   const Tensor& bias, const Tensor& mean, const Tensor& rstd,
+                                                   std::string_view activation, double negative_slope, bool training,
+                                                   int64_t stat_groups, std::array<bool, 3> output_mask) {
+  const BnActOptions options{kName, parse_activation(kName, activation), negative_slope, training, 0, 0, stat_groups};
+  return bn_act_run_backward(options, grad, dense_maps(input), weight, bias, mean, rstd, output_mask);
+}
+
+class BnActNode : public torch::autograd::Function<BnActNode> {
+ public:
+  static Tensor forward(AutogradContext* ctx, const Tensor& input, const Tensor& weight, const Tensor& bias,
+                        const OptionalTensor& running_mean, const OptionalTensor& running_var,
+                        std::string_view activation, double negative_slope, bool training, double momentum,
+                        double eps, int64_t stat_groups) {
+    at::AutoDispatchBelowADInplaceOrView below_autograd;
+    static const auto op = find_op<decltype(bn_act_forward)>("dcgan_fast::bn_act_forward");
+    auto [output, mean, rstd] = op.call(input, weight, bias, running_mean, running_var, activation, negative_slope,
+                                        training, momentum, eps, stat_groups);
+    ctx->save_for_backward({input, weight, bias, mean, rstd});
+    ctx->saved_data["activation"] = std::string(activation);
+    ctx->saved_data["negative_slope"] = negative_slope;
+    ctx->saved_data["training"] = training;
+    ctx->saved_data["eps"] = eps;
+    ctx->saved_data["stat_groups"] = stat_groups;
+    return output;
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const auto saved = ctx->get_saved_variables();
+    const Tensor &input = saved[0], &weight = saved[1], &bias = saved[2], &mean = saved[3], &rstd = saved[4];
+    const std::string activation = ctx->saved_data["activation"].toStringRef();
+    const double negative_slope = ctx->saved_data["negative_slope"].toDouble();
+    const bool training = ctx->saved_data["training"].toBool();
+    const int64_t stat_groups = ctx->saved_data["stat_groups"].toInt();
+    variable_list result(11);
+    if (at::GradMode::is_enabled()) {
+      const BnActOptions options{kName, parse_activation(kName, activation), negative_slope, training, 0,
+                                 ctx->saved_data["eps"].toDouble(), stat_groups};
+      return differentiable_grad(ctx, {input, weight, bias}, grads[0], std::move(result),
+                                 [&] { return bn_act_reference(options, input, weight, bias, mean, rstd); });
+    }
+    static const auto op = find_op<decltype(bn_act_backward)>("dcgan_fast::bn_act_backward");
+    std::tie(result[0], result[1], result[2]) =
+        op.call(grads[0], input, weight, bias, mean, rstd, activation, negative_slope, training, stat_groups,
+                {ctx->needs_input_grad(0), ctx->needs_input_grad(1), ctx->needs_input_grad(2)});
+    return result;
+  }
+};
+
+Tensor bn_act(const Tensor& input, const Tensor& weight, const Tensor& bias, const OptionalTensor& running_mean,
+              const OptionalTensor& running_var, std::string_view activation, double negative_slope, bool training,
+              double momentum, double eps, int64_t stat_groups) {
+  if (needs_autograd({input, weight, bias})) {
+    return BnActNode::apply(input, weight, bias, running_mean, running_var, activation, negative_slope, training,
+                            momentum, eps, stat_groups);
+  }
+  static const auto op = find_op<decltype(bn_act_forward)>("dcgan_fast::bn_act_forward");
+  return std::get<0>(op.call(input, weight, bias, running_mean, running_var, activation, negative_slope, training,
+                             momentum, eps, stat_groups));
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(dcgan_fast, CompositeImplicitAutograd, m) { m.impl("bn_act", bn_act); }
+
+TORCH_LIBRARY_IMPL(dcgan_fast, CPU, m) {
+  m.impl("bn_act_forward", bn_act_forward);
+  m.impl("bn_act_backward", bn_act_backward);
+}
+
+#ifdef DCGAN_FAST_CUDA
+TORCH_LIBRARY_IMPL(dcgan_fast, CUDA, m) {
+  m.impl("bn_act_forward", bn_act_forward);
+  m.impl("bn_act_backward", bn_act_backward);
+}
+#endif
+
+}  // namespace dcgan_fast

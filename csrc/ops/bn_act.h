@@ -1,0 +1,59 @@
+// Batch normalisation + activation as every fused op uses it: options, checks, and the two calls into the kernels.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <array>
+#include <optional>
+#include <string_view>
+#include <tuple>
+
+#include "../activation.h"
+
+namespace dcgan_fast {
+
+using at::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+struct BnActOptions {
+  const char* op;  // the public op, for error messages
+  Activation activation;
+  double negative_slope;
+  bool training;
+  double momentum;
+  double eps;
+  int64_t stat_groups;
+
+  // Rows of the saved statistics: running statistics serve all groups alike.
+  int64_t groups() const { return training ? stat_groups : 1; }
+};
+
+struct BnTensors {
+  const Tensor& weight;                // [C]
+  const Tensor& bias;                  // [C]
+  const OptionalTensor& running_mean;  // [C] or none
+  const OptionalTensor& running_var;   // [C] or none
+};
+
+// Raises unless `batch` maps of `channels` channels can be normalised so; `input` gives dtype and device.
+void check_bn(const BnActOptions&, const Tensor& input, int64_t batch, int64_t channels, const BnTensors&);
+
+// `input` with one of the two memory formats that the kernels read, without a copy where it has one.
+Tensor dense_maps(const Tensor& input);
+
+// output = activation(batch_norm(input)), `input` dense, `output` of its strides or input itself. Updates the running
+// statistics in training. Returns mean and rstd, [groups, C] in the accumulator's dtype.
+std::tuple<Tensor, Tensor> bn_act_run(const BnActOptions&, const Tensor& input, const BnTensors&, Tensor& output);
+
+// Gradients of input, weight and bias; those not in `mask` are undefined.
+std::tuple<Tensor, Tensor, Tensor> bn_act_run_backward(const BnActOptions&, const Tensor& grad, const Tensor& input,
+                                                       const Tensor& weight, const Tensor& bias, const Tensor& mean,
+                                                       const Tensor& rstd, std::array<bool, 3> mask);
+
+// The same mathematics in differentiable ATen calls: double backward goes through it. `mean` and `rstd` are the saved
+// statistics; in training they are computed anew, so that the gradient flows through them.
+Tensor bn_act_reference(const BnActOptions&, const Tensor& input, const Tensor& weight, const Tensor& bias,
+                        const Tensor& mean, const Tensor& rstd);
+Tensor activation_reference(Activation, double negative_slope, const Tensor& input);
+
+}  // namespace dcgan_fast

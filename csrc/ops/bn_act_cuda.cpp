@@ -1,0 +1,123 @@
+// No CUDA header of torch is included: streams and devices are reached through the device-generic guards of c10, so
+// this file compiles against a CPU build of torch too and runs on any build that has a CUDA backend.
+#include "bn_act_cuda.h"
+
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/zeros_like.h>
+#include <c10/core/DeviceGuard.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
+
+#include "../checks.h"
+#include "../cuda/bn_act.h"
+
+namespace dcgan_fast {
+namespace {
+
+CUstream_st* current_stream(const c10::Device& device) {
+  const c10::impl::VirtualGuardImpl backend(device.type());
+  return static_cast<CUstream_st*>(backend.getStream(device).native_handle());
+}
+
+cuda::DType dtype_of(const char* op, const Tensor& t) {
+  switch (t.scalar_type()) {
+    case at::kFloat: return cuda::DType::kFloat32;
+    case at::kBFloat16: return cuda::DType::kBFloat16;
+    case at::kHalf: return cuda::DType::kFloat16;
+    default: TORCH_CHECK_NOT_IMPLEMENTED(false, op, "(): no CUDA kernel serves ", t.scalar_type(),
+                                         "; dcgan_fast.reference does");
+  }
+}
+
+cuda::BnActShape shape_of(const BnActOptions& o, const Tensor& input, const Tensor& weight) {
+  const int64_t n = input.size(0), c = input.size(1), spatial = input.numel() / (n * c);
+  return {n, c, spatial, o.groups(), spatial == 1 || !input.is_contiguous(), dtype_of(o.op, input),
+          dtype_of(o.op, weight)};
+}
+
+Tensor workspace_for(const cuda::BnActShape& shape, const Tensor& input) {
+  const auto bytes = static_cast<int64_t>(cuda::bn_act_workspace_bytes(shape));
+  return at::empty({bytes}, at::TensorOptions(input.device()).dtype(at::kByte));
+}
+
+void check_launch(const BnActOptions& o, const char* error) { TORCH_CHECK(!error, o.op, "(): ", error); }
+
+// A vector as the kernels read it: contiguous, of `like`'s dtype (weight's, which is param_dtype).
+Tensor parameter(const Tensor& vector, const Tensor& like) {
+  return vector.to(like.scalar_type()).contiguous();
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensor> bn_act_run_cuda(const BnActOptions& o, const Tensor& input, const BnTensors& bn,
+                                           Tensor& output) {
+  const c10::DeviceGuard on_device(input.device());
+  const auto shape = shape_of(o, input, bn.weight);
+  const Tensor weight = bn.weight.contiguous(), bias = parameter(bn.bias, weight);
+  Tensor running_mean, running_var;
+  if (bn.running_mean) {
+    running_mean = parameter(*bn.running_mean, weight);
+    running_var = parameter(*bn.running_var, weight);
+  }
+  const Tensor mean = at::empty({shape.stat_groups, shape.channels},
+                                at::TensorOptions(input.device()).dtype(at::kFloat));
+  const Tensor rstd = at::empty_like(mean);
+  const Tensor workspace = workspace_for(shape, input);
+  cuda::BnActForward args{};
+  args.shape = shape;
+  args.x = input.const_data_ptr();
+  args.y = output.mutable_data_ptr();
+  args.weight = weight.const_data_ptr();
+  args.bias = bias.const_data_ptr();
+  args.running_mean = bn.running_mean ? running_mean.mutable_data_ptr() : nullptr;
+  args.running_var = bn.running_var ? running_var.mutable_data_ptr() : nullptr;
+  args.mean = mean.mutable_data_ptr<float>();
+  args.rstd = rstd.mutable_data_ptr<float>();
+  args.workspace = workspace.mutable_data_ptr();
+  args.training = o.training;
+  args.momentum = o.momentum;
+  args.eps = o.eps;
+  args.activation = static_cast<cuda::Activation>(o.activation);
+  args.negative_slope = static_cast<float>(o.negative_slope);
+  check_launch(o, cuda::launch_bn_act_forward(args, current_stream(input.device())));
+  if (o.training && bn.running_mean) {
+    for (const auto& [kept, updated] : {std::pair(*bn.running_mean, running_mean), {*bn.running_var, running_var}}) {
+      if (!kept.is_same(updated)) kept.copy_(updated);
+      if (!kept.is_inference()) kept.unsafeGetTensorImpl()->bump_version();
+    }
+  }
+  return {mean, rstd};
+}
+
+std::tuple<Tensor, Tensor, Tensor> bn_act_run_backward_cuda(const BnActOptions& o, const Tensor& grad,
+                                                            const Tensor& input, const Tensor& weight,
+                                                            const Tensor& bias, const Tensor& mean, const Tensor& rstd,
+                                                            std::array<bool, 3> mask) {
+  const c10::DeviceGuard on_device(input.device());
+  const auto shape = shape_of(o, input, weight);
+  const Tensor w = weight.contiguous(), b = parameter(bias, w);
+  const Tensor grad_input = mask[0] ? at::empty_like(input) : Tensor();
+  const Tensor grad_weight = mask[1] ? at::empty_like(w) : Tensor();
+  const Tensor grad_bias = mask[2] ? at::empty_like(b) : Tensor();
+  const Tensor workspace = workspace_for(shape, input);
+  const auto out = [](const Tensor& t) { return t.defined() ? t.mutable_data_ptr() : nullptr; };
+  cuda::BnActBackward args{};
+  args.shape = shape;
+  args.dy = grad.const_data_ptr();
+  args.x = input.const_data_ptr();
+  args.weight = w.const_data_ptr();
+  args.bias = b.const_data_ptr();
+  args.mean = mean.const_data_ptr<float>();
+  args.rstd = rstd.const_data_ptr<float>();
+  args.dx = out(grad_input);
+  args.dweight = out(grad_weight);
+  args.dbias = out(grad_bias);
+  args.workspace = workspace.mutable_data_ptr();
+  args.training = o.training;
+  args.activation = static_cast<cuda::Activation>(o.activation);
+  args.negative_slope = static_cast<float>(o.negative_slope);
+  check_launch(o, cuda::launch_bn_act_backward(args, current_stream(input.device())));
+  return {grad_input, grad_weight, mask[2] ? grad_bias.to(bias.scalar_type()) : grad_bias};
+}
+
+}  // namespace dcgan_fast

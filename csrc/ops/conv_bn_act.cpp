@@ -1,0 +1,173 @@
+// conv_bn_act and conv_transpose_bn_act: convolution + batch normalisation + activation as one node.
+//
+// Saved for backward: the input, the convolution's output and the statistics. The normalised maps, the mask and the
+// activation's input are recomputed, so a layer keeps one map of its output size less than PyTorch's three modules.
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <torch/library.h>
+
+#include "../checks.h"
+#include "autocast.h"
+#include "autograd.h"
+#include "bn_act.h"
+#include "convolution.h"
+
+namespace dcgan_fast {
+namespace {
+
+constexpr int64_t kNone[] = {0, 0};
+
+const char* name(bool transposed) { return transposed ? "conv_transpose_bn_act" : "conv_bn_act"; }
+
+// Returns output, the convolution's output (empty unless `save`), mean and rstd.
+std::tuple<Tensor, Tensor, Tensor, Tensor> conv_bn_act_forward(
+    const Tensor& input, const Tensor& weight, const Tensor& bn_weight, const Tensor& bn_bias,
+    const OptionalTensor& running_mean, const OptionalTensor& running_var, at::IntArrayRef stride,
+    at::IntArrayRef padding, at::IntArrayRef output_padding, bool transposed, std::string_view activation,
+    double negative_slope, bool training, double momentum, double eps, int64_t stat_groups, bool save) {
+  const Convolution convolution{name(transposed), transposed, stride, padding, output_padding};
+  const BnActOptions options{convolution.op, parse_activation(convolution.op, activation), negative_slope, training,
+                             momentum, eps, stat_groups};
+  const BnTensors bn{bn_weight, bn_bias, running_mean, running_var};
+  convolution.check(input, weight);
+  check_bn(options, input, input.size(0), convolution.out_channels(weight), bn);
+  const Tensor maps = dense_maps(convolution.forward(input, weight, {}));
+  Tensor output = save ? at::empty_like(maps) : maps;  // nothing to keep: normalise in place
+  auto [mean, rstd] = bn_act_run(options, maps, bn, output);
+  return {output, save ? maps : at::empty({0}, maps.options()), mean, rstd};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> conv_bn_act_backward(
+    const Tensor& grad, const Tensor& input, const Tensor& weight, const Tensor& conv_output, const Tensor& bn_weight,
+    const Tensor& bn_bias, const Tensor& mean, const Tensor& rstd, at::IntArrayRef stride, at::IntArrayRef padding,
+    at::IntArrayRef output_padding, bool transposed, std::string_view activation, double negative_slope, bool training,
+    int64_t stat_groups, std::array<bool, 4> output_mask) {
+  const Convolution convolution{name(transposed), transposed, stride, padding, output_padding};
+  const BnActOptions options{convolution.op, parse_activation(convolution.op, activation), negative_slope, training, 0,
+                             0, stat_groups};
+  auto [grad_conv, grad_bn_weight, grad_bn_bias] =
+      bn_act_run_backward(options, grad, conv_output, bn_weight, bn_bias, mean, rstd,
+                          {output_mask[0] || output_mask[1], output_mask[2], output_mask[3]});
+  auto [grad_input, grad_weight, no_bias] =
+      convolution.backward(grad_conv, input, weight, {output_mask[0], output_mask[1], false});
+  return {grad_input, grad_weight, grad_bn_weight, grad_bn_bias};
+}
+
+class ConvBnActNode : public torch::autograd::Function<ConvBnActNode> {
+ public:
+  static Tensor forward(AutogradContext* ctx, const Tensor& input, const Tensor& weight, const Tensor& bn_weight,
+                        const Tensor& bn_bias, const OptionalTensor& running_mean, const OptionalTensor& running_var,
+                        at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef output_padding,
+                        bool transposed, std::string_view activation, double negative_slope, bool training,
+                        double momentum, double eps, int64_t stat_groups) {
+    at::AutoDispatchBelowADInplaceOrView below_autograd;
+    static const auto op = find_op<decltype(conv_bn_act_forward)>("dcgan_fast::conv_bn_act_forward");
+    auto [output, conv_output, mean, rstd] =
+        op.call(input, weight, bn_weight, bn_bias, running_mean, running_var, stride, padding, output_padding,
+                transposed, activation, negative_slope, training, momentum, eps, stat_groups, /*save=*/true);
+    ctx->save_for_backward({input, weight, bn_weight, bn_bias, conv_output, mean, rstd});
+    auto& data = ctx->saved_data;
+    data["stride"] = stride;
+    data["padding"] = padding;
+    data["output_padding"] = output_padding;
+    data["transposed"] = transposed;
+    data["activation"] = std::string(activation);
+    data["negative_slope"] = negative_slope;
+    data["training"] = training;
+    data["eps"] = eps;
+    data["stat_groups"] = stat_groups;
+    return output;
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const auto saved = ctx->get_saved_variables();
+    const Tensor &input = saved[0], &weight = saved[1], &bn_weight = saved[2], &bn_bias = saved[3],
+                 &conv_output = saved[4], &mean = saved[5], &rstd = saved[6];
+    auto& data = ctx->saved_data;
+    const auto stride = data["stride"].toIntVector(), padding = data["padding"].toIntVector(),
+               output_padding = data["output_padding"].toIntVector();
+    const bool transposed = data["transposed"].toBool(), training = data["training"].toBool();
+    const std::string activation = data["activation"].toStringRef();
+    const double negative_slope = data["negative_slope"].toDouble();
+    const int64_t stat_groups = data["stat_groups"].toInt();
+    variable_list result(16);
+    if (at::GradMode::is_enabled()) {
+      const Convolution convolution{name(transposed), transposed, stride, padding, output_padding};
+      const BnActOptions options{convolution.op, parse_activation(convolution.op, activation), negative_slope,
+                                 training, 0, data["eps"].toDouble(), stat_groups};
+      return differentiable_grad(ctx, {input, weight, bn_weight, bn_bias}, grads[0], std::move(result), [&] {
+        return bn_act_reference(options, convolution.forward(input, weight, {}), bn_weight, bn_bias, mean, rstd);
+      });
+    }
+    static const auto op = find_op<decltype(conv_bn_act_backward)>("dcgan_fast::conv_bn_act_backward");
+    std::tie(result[0], result[1], result[2], result[3]) =
+        op.call(grads[0], input, weight, conv_output, bn_weight, bn_bias, mean, rstd, stride, padding, output_padding,
+                transposed, activation, negative_slope, training, stat_groups,
+                {ctx->needs_input_grad(0), ctx->needs_input_grad(1), ctx->needs_input_grad(2),
+                 ctx->needs_input_grad(3)});
+    return result;
+  }
+};
+
+Tensor run(const Tensor& input, const Tensor& weight, const Tensor& bn_weight, const Tensor& bn_bias,
+           const OptionalTensor& running_mean, const OptionalTensor& running_var, at::IntArrayRef stride,
+           at::IntArrayRef padding, at::IntArrayRef output_padding, bool transposed, std::string_view activation,
+           double negative_slope, bool training, double momentum, double eps, int64_t stat_groups) {
+  if (needs_autograd({input, weight, bn_weight, bn_bias})) {
+    return ConvBnActNode::apply(input, weight, bn_weight, bn_bias, running_mean, running_var, stride, padding,
+                                output_padding, transposed, activation, negative_slope, training, momentum, eps,
+                                stat_groups);
+  }
+  static const auto op = find_op<decltype(conv_bn_act_forward)>("dcgan_fast::conv_bn_act_forward");
+  return std::get<0>(op.call(input, weight, bn_weight, bn_bias, running_mean, running_var, stride, padding,
+                             output_padding, transposed, activation, negative_slope, training, momentum, eps,
+                             stat_groups, /*save=*/false));
+}
+
+Tensor conv_bn_act(const Tensor& input, const Tensor& weight, const Tensor& bn_weight, const Tensor& bn_bias,
+                   const OptionalTensor& running_mean, const OptionalTensor& running_var, at::IntArrayRef stride,
+                   at::IntArrayRef padding, std::string_view activation, double negative_slope, bool training,
+                   double momentum, double eps, int64_t stat_groups) {
+  return run(input, weight, bn_weight, bn_bias, running_mean, running_var, stride, padding, kNone,
+             /*transposed=*/false, activation, negative_slope, training, momentum, eps, stat_groups);
+}
+
+Tensor conv_transpose_bn_act(const Tensor& input, const Tensor& weight, const Tensor& bn_weight,
+                             const Tensor& bn_bias, const OptionalTensor& running_mean,
+                             const OptionalTensor& running_var, at::IntArrayRef stride, at::IntArrayRef padding,
+                             at::IntArrayRef output_padding, std::string_view activation, double negative_slope,
+                             bool training, double momentum, double eps, int64_t stat_groups) {
+  return run(input, weight, bn_weight, bn_bias, running_mean, running_var, stride, padding, output_padding,
+             /*transposed=*/true, activation, negative_slope, training, momentum, eps, stat_groups);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(dcgan_fast, CompositeImplicitAutograd, m) {
+  m.impl("conv_bn_act", conv_bn_act);
+  m.impl("conv_transpose_bn_act", conv_transpose_bn_act);
+}
+
+TORCH_LIBRARY_IMPL(dcgan_fast, AutocastCPU, m) {
+  m.impl("conv_bn_act", Autocast<c10::kCPU, conv_bn_act>::call);
+  m.impl("conv_transpose_bn_act", Autocast<c10::kCPU, conv_transpose_bn_act>::call);
+}
+
+TORCH_LIBRARY_IMPL(dcgan_fast, AutocastCUDA, m) {
+  m.impl("conv_bn_act", Autocast<c10::kCUDA, conv_bn_act>::call);
+  m.impl("conv_transpose_bn_act", Autocast<c10::kCUDA, conv_transpose_bn_act>::call);
+}
+
+TORCH_LIBRARY_IMPL(dcgan_fast, CPU, m) {
+  m.impl("conv_bn_act_forward", conv_bn_act_forward);
+  m.impl("conv_bn_act_backward", conv_bn_act_backward);
+}
+
+#ifdef DCGAN_FAST_CUDA
+TORCH_LIBRARY_IMPL(dcgan_fast, CUDA, m) {
+  m.impl("conv_bn_act_forward", conv_bn_act_forward);
+  m.impl("conv_bn_act_backward", conv_bn_act_backward);
+}
+#endif
+
+}  // namespace dcgan_fast

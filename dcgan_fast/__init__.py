@@ -1,0 +1,59 @@
+"""DCGANs and conditional GANs at the speed of the hardware.
+
+``fuse(model)`` runs a model of your own on the fused ops, ``models.build()`` gives the published networks,
+``training.Trainer`` and the command ``dcgan-fast`` train and study them.
+"""
+
+from __future__ import annotations
+
+import platform
+from typing import Any
+
+import torch  # noqa: F401  (its libraries must be loaded before ours)
+
+from . import _C, functional, nn, reference
+from .errors import UserError
+from .nn import FusedSequential, explain, fuse, unfuse
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "FusedSequential",
+    "UserError",
+    "build_info",
+    "explain",
+    "functional",
+    "fuse",
+    "nn",
+    "reference",
+    "unfuse",
+]
+
+
+def build_info() -> dict[str, Any]:
+    """What was built and what runs here.
+
+    Returns:
+        Versions of this library, Python and torch; ``cpu_capability``, the variant of the CPU kernels in use
+        ("AVX512", "AVX2" or "DEFAULT"); ``cuda_architectures``, those the CUDA kernels were compiled for (empty without
+        the CUDA half); ``ops``, for each op what serves it on each device.
+    """
+    convolution = "ATen convolution"
+    own = "dcgan_fast normalisation and activation"
+    cpu = {
+        "bn_act": own,
+        "conv_bn_act": f"{convolution} + {own}",
+        "conv_transpose_bn_act": f"{convolution} + {own}",
+        "conv_act": f"{convolution} + ATen activation in place",
+        "conv_transpose_act": f"{convolution} + ATen activation in place",
+    }
+    architectures = [a for a in _C.cuda_architectures.split(";") if a]
+    cuda = cpu if architectures else dict.fromkeys(cpu, "dcgan_fast.reference")
+    return {
+        "dcgan_fast": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cpu_capability": _C.cpu_capability(),
+        "cuda_architectures": architectures,
+        "ops": {op: {"cpu": cpu[op], "cuda": cuda[op]} for op in cpu},
+    }

@@ -1,0 +1,437 @@
+"""The fused ops: (transposed) convolution, batch normalisation and activation in one node each.
+
+Arguments carry the names of :mod:`torch.nn.functional`. All are differentiable (twice and more, through
+:mod:`dcgan_fast.reference`), traceable by ``torch.compile(fullgraph=True)`` and known to autocast, which lowers the
+convolution's operands and leaves the parameters of the normalisation alone. Inputs may be contiguous or channels_last;
+the result keeps the format that PyTorch's own ops would give. Statistics are accumulated in float32 (float64 for
+float64) as mean and squared deviations, and do not depend on the number of threads.
+
+CPU tensors, and CUDA tensors where the CUDA half was built, run the kernels of this library; any other device, and a
+``process_group``, run :mod:`dcgan_fast.reference`. :func:`dcgan_fast.build_info` tells which.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from . import _C, reference
+
+__all__ = ["bn_act", "conv_act", "conv_bn_act", "conv_transpose_act", "conv_transpose_bn_act"]
+
+IntOrPair = int | tuple[int, int]
+
+_ops = torch.ops.dcgan_fast
+_SERVED_DEVICES = ("cpu", "cuda") if _C.cuda_architectures else ("cpu",)
+
+
+def served(input: Tensor) -> bool:
+    """Whether the kernels of this library run on ``input``'s device."""
+    return input.device.type in _SERVED_DEVICES
+
+
+def _pair(value: IntOrPair) -> Sequence[int]:
+    return (value, value) if isinstance(value, int) else value
+
+
+def bn_act(
+    input: Tensor,
+    bn_weight: Tensor,
+    bn_bias: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    *,
+    activation: str = "relu",
+    negative_slope: float = 0.2,
+    training: bool,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    stat_groups: int = 1,
+    process_group: dist.ProcessGroup | None = None,
+) -> Tensor:
+    """``activation(batch_norm(input))`` in two passes over the data each way.
+
+    Saves only ``input`` for backward, where PyTorch's two ops save both their inputs.
+
+    Args:
+        input: ``(N, C, ...)``, float32, bfloat16, float16 or float64.
+        bn_weight, bn_bias: ``(C,)``, of input's dtype, or float32 where that is narrower.
+        running_mean, running_var: ``(C,)`` as ``bn_weight``, updated in place when ``training``, or both None.
+        activation: ``"relu"``, ``"leaky_relu"``, ``"tanh"``, ``"sigmoid"`` or ``"none"``.
+        negative_slope: of ``"leaky_relu"``.
+        training: normalise by the statistics of the batch (True) or by the running ones (False).
+        momentum: ``running = (1 - momentum) * running + momentum * batch``; the variance unbiased, as in PyTorch.
+        eps: added to the variance, at least 0.
+        stat_groups: the batch is normalised in so many equal consecutive parts, and the running statistics are updated
+            part after part: the same numbers as so many calls.
+        process_group: normalise by the joined statistics of all processes of the group.
+
+    Returns:
+        A tensor of input's shape, dtype and memory format.
+
+    Raises:
+        ValueError: a shape, device or value is wrong, or a channel has only one value to normalise.
+        TypeError: a dtype is wrong.
+
+    Source: Ioffe & Szegedy 2015, Algorithms 1 and 2; :func:`torch.nn.functional.batch_norm`.
+    """
+    if process_group is not None or not served(input):
+        return reference.bn_act(
+            input,
+            bn_weight,
+            bn_bias,
+            running_mean,
+            running_var,
+            activation=activation,
+            negative_slope=negative_slope,
+            training=training,
+            momentum=momentum,
+            eps=eps,
+            stat_groups=stat_groups,
+            process_group=process_group,
+        )
+    return _ops.bn_act(
+        input,
+        bn_weight,
+        bn_bias,
+        running_mean,
+        running_var,
+        activation,
+        negative_slope,
+        training,
+        momentum,
+        eps,
+        stat_groups,
+    )
+
+
+def conv_bn_act(
+    input: Tensor,
+    weight: Tensor,
+    bn_weight: Tensor,
+    bn_bias: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    *,
+    stride: IntOrPair = 1,
+    padding: IntOrPair = 0,
+    activation: str = "relu",
+    negative_slope: float = 0.2,
+    training: bool,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    stat_groups: int = 1,
+    process_group: dist.ProcessGroup | None = None,
+) -> Tensor:
+    """``activation(batch_norm(conv2d(input, weight)))``: a hidden layer of a DCGAN discriminator.
+
+    Args:
+        input: ``(N, in, H, W)``, float32, bfloat16, float16 or float64.
+        weight: ``(out, in, kH, kW)`` of input's dtype (under autocast both are cast).
+        bn_weight, bn_bias, running_mean, running_var: ``(out,)``, as in :func:`bn_act`.
+        stride, padding: of the convolution, one number or (vertical, horizontal).
+        activation, negative_slope, training, momentum, eps, stat_groups, process_group: as in :func:`bn_act`.
+
+    Returns:
+        ``(N, out, H', W')`` with ``H' = (H + 2 padding - kH) // stride + 1``, W' likewise; input's dtype.
+
+    Raises:
+        ValueError: a shape, device or value is wrong, or a channel has only one value to normalise.
+        TypeError: a dtype is wrong.
+
+    Source: the DCGAN paper, section 3 (strided convolutions, batch norm, LeakyReLU in the discriminator).
+    """
+    if process_group is not None or not served(input):
+        return reference.conv_bn_act(
+            input,
+            weight,
+            bn_weight,
+            bn_bias,
+            running_mean,
+            running_var,
+            stride=stride,
+            padding=padding,
+            activation=activation,
+            negative_slope=negative_slope,
+            training=training,
+            momentum=momentum,
+            eps=eps,
+            stat_groups=stat_groups,
+            process_group=process_group,
+        )
+    return _ops.conv_bn_act(
+        input,
+        weight,
+        bn_weight,
+        bn_bias,
+        running_mean,
+        running_var,
+        _pair(stride),
+        _pair(padding),
+        activation,
+        negative_slope,
+        training,
+        momentum,
+        eps,
+        stat_groups,
+    )
+
+
+def conv_transpose_bn_act(
+    input: Tensor,
+    weight: Tensor,
+    bn_weight: Tensor,
+    bn_bias: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    *,
+    stride: IntOrPair = 1,
+    padding: IntOrPair = 0,
+    output_padding: IntOrPair = 0,
+    activation: str = "relu",
+    negative_slope: float = 0.2,
+    training: bool,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    stat_groups: int = 1,
+    process_group: dist.ProcessGroup | None = None,
+) -> Tensor:
+    """``activation(batch_norm(conv_transpose2d(input, weight)))``: a hidden layer of a DCGAN generator.
+
+    Args:
+        input: ``(N, in, H, W)``, float32, bfloat16, float16 or float64.
+        weight: ``(in, out, kH, kW)`` of input's dtype (under autocast both are cast).
+        bn_weight, bn_bias, running_mean, running_var: ``(out,)``, as in :func:`bn_act`.
+        stride, padding, output_padding: of the convolution, one number or (vertical, horizontal); ``output_padding``
+            smaller than ``stride``.
+        activation, negative_slope, training, momentum, eps, stat_groups, process_group: as in :func:`bn_act`.
+
+    Returns:
+        ``(N, out, H', W')`` with ``H' = (H - 1) stride - 2 padding + kH + output_padding``, W' likewise; input's dtype.
+
+    Raises:
+        ValueError: a shape, device or value is wrong, or a channel has only one value to normalise.
+        TypeError: a dtype is wrong.
+
+    Source: the DCGAN paper, section 3 (fractionally-strided convolutions, batch norm, ReLU in the generator).
+    """
+    if process_group is not None or not served(input):
+        return reference.conv_transpose_bn_act(
+            input,
+            weight,
+            bn_weight,
+            bn_bias,
+            running_mean,
+            running_var,
+            stride=stride,
+            padding=padding,
+            output_padding=output_padding,
+            activation=activation,
+            negative_slope=negative_slope,
+            training=training,
+            momentum=momentum,
+            eps=eps,
+            stat_groups=stat_groups,
+            process_group=process_group,
+        )
+    return _ops.conv_transpose_bn_act(
+        input,
+        weight,
+        bn_weight,
+        bn_bias,
+        running_mean,
+        running_var,
+        _pair(stride),
+        _pair(padding),
+        _pair(output_padding),
+        activation,
+        negative_slope,
+        training,
+        momentum,
+        eps,
+        stat_groups,
+    )
+
+
+def conv_act(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    stride: IntOrPair = 1,
+    padding: IntOrPair = 0,
+    activation: str = "relu",
+    negative_slope: float = 0.2,
+) -> Tensor:
+    """``activation(conv2d(input, weight, bias))``: the first and the last layer of a DCGAN discriminator.
+
+    Saves only its result for backward, from which the activation's derivative is taken.
+
+    Args:
+        input: ``(N, in, H, W)``, float32, bfloat16, float16 or float64.
+        weight: ``(out, in, kH, kW)`` of input's dtype (under autocast both are cast).
+        bias: ``(out,)`` of input's dtype, or float32 where that is narrower, or None.
+        stride, padding: of the convolution, one number or (vertical, horizontal).
+        activation, negative_slope: as in :func:`bn_act`.
+
+    Returns:
+        ``(N, out, H', W')``, H' and W' as in :func:`conv_bn_act`; input's dtype.
+
+    Raises:
+        ValueError: a shape, device or value is wrong.
+        TypeError: a dtype is wrong.
+    """
+    if not served(input):
+        return reference.conv_act(
+            input,
+            weight,
+            bias,
+            stride=stride,
+            padding=padding,
+            activation=activation,
+            negative_slope=negative_slope,
+        )
+    return _ops.conv_act(
+        input, weight, bias, _pair(stride), _pair(padding), activation, negative_slope
+    )
+
+
+def conv_transpose_act(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    stride: IntOrPair = 1,
+    padding: IntOrPair = 0,
+    output_padding: IntOrPair = 0,
+    activation: str = "relu",
+    negative_slope: float = 0.2,
+) -> Tensor:
+    """``activation(conv_transpose2d(input, weight, bias))``: the last layer of a DCGAN generator.
+
+    Args:
+        input: ``(N, in, H, W)``, float32, bfloat16, float16 or float64.
+        weight: ``(in, out, kH, kW)`` of input's dtype (under autocast both are cast).
+        bias: ``(out,)`` of input's dtype, or float32 where that is narrower, or None.
+        stride, padding, output_padding: as in :func:`conv_transpose_bn_act`.
+        activation, negative_slope: as in :func:`bn_act`.
+
+    Returns:
+        ``(N, out, H', W')``, H' and W' as in :func:`conv_transpose_bn_act`; input's dtype.
+
+    Raises:
+        ValueError: a shape, device or value is wrong.
+        TypeError: a dtype is wrong.
+    """
+    if not served(input):
+        return reference.conv_transpose_act(
+            input,
+            weight,
+            bias,
+            stride=stride,
+            padding=padding,
+            output_padding=output_padding,
+            activation=activation,
+            negative_slope=negative_slope,
+        )
+    return _ops.conv_transpose_act(
+        input,
+        weight,
+        bias,
+        _pair(stride),
+        _pair(padding),
+        _pair(output_padding),
+        activation,
+        negative_slope,
+    )
+
+
+# ---------------------------------------------------------------- shapes without data
+#
+# Fake kernels of the registered halves: what torch.compile and export need to know. The public ops decompose into these.
+
+
+def _dense_maps(input: Tensor) -> Tensor:
+    return input.contiguous(memory_format=torch._prims_common.suggest_memory_format(input))
+
+
+def _statistics(input: Tensor, channels: Any, training: bool, stat_groups: int) -> Tensor:
+    dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
+    return input.new_empty((stat_groups if training else 1, channels), dtype=dtype)
+
+
+def _convolution(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    output_padding: Sequence[int],
+    transposed: bool,
+) -> Tensor:
+    torch._check_value(
+        weight.device == input.device,
+        lambda: f"'weight' must be on input's device ({input.device}), got {weight.device}",
+    )
+    return torch.ops.aten.convolution(
+        input, weight, bias, stride, padding, [1, 1], transposed, output_padding, 1
+    )
+
+
+@torch.library.register_fake("dcgan_fast::bn_act_forward")
+def _(
+    input, bn_weight, bn_bias, running_mean, running_var, activation, negative_slope, training, momentum, eps, stat_groups  # fmt: skip
+):
+    maps = _dense_maps(input)
+    mean = _statistics(input, input.size(1), training, stat_groups)
+    return torch.empty_like(maps), mean, torch.empty_like(mean)
+
+
+@torch.library.register_fake("dcgan_fast::bn_act_backward")
+def _(
+    grad, input, bn_weight, bn_bias, mean, rstd, activation, negative_slope, training, stat_groups, output_mask  # fmt: skip
+):
+    wanted = (_dense_maps(input), bn_weight, bn_bias)
+    return tuple(torch.empty_like(t) if m else None for t, m in zip(wanted, output_mask, strict=True))
+
+
+@torch.library.register_fake("dcgan_fast::conv_bn_act_forward")
+def _(
+    input, weight, bn_weight, bn_bias, running_mean, running_var, stride, padding, output_padding, transposed, activation, negative_slope, training, momentum, eps, stat_groups, save  # fmt: skip
+):
+    maps = _dense_maps(_convolution(input, weight, None, stride, padding, output_padding, transposed))
+    mean = _statistics(input, maps.size(1), training, stat_groups)
+    saved = maps if save else maps.new_empty(0)
+    return torch.empty_like(maps), saved, mean, torch.empty_like(mean)
+
+
+@torch.library.register_fake("dcgan_fast::conv_bn_act_backward")
+def _(
+    grad, input, weight, conv_output, bn_weight, bn_bias, mean, rstd, stride, padding, output_padding, transposed, activation, negative_slope, training, stat_groups, output_mask  # fmt: skip
+):
+    grad_input, grad_weight, _ = torch.ops.aten.convolution_backward(
+        torch.empty_like(conv_output), input, weight, None, stride, padding, [1, 1], transposed, output_padding, 1, [*output_mask[:2], False]  # fmt: skip
+    )
+    params = zip((bn_weight, bn_bias), output_mask[2:], strict=True)
+    return grad_input, grad_weight, *(torch.empty_like(t) if m else None for t, m in params)
+
+
+@torch.library.register_fake("dcgan_fast::conv_act_forward")
+def _(
+    input, weight, bias, stride, padding, output_padding, transposed, activation, negative_slope
+):
+    return _convolution(input, weight, bias, stride, padding, output_padding, transposed)
+
+
+@torch.library.register_fake("dcgan_fast::conv_act_backward")
+def _(
+    grad, input, weight, output, stride, padding, output_padding, transposed, activation, negative_slope, output_mask  # fmt: skip
+):
+    bias_sizes = [weight.size(1 if transposed else 0)]
+    return torch.ops.aten.convolution_backward(
+        grad, input, weight, bias_sizes, stride, padding, [1, 1], transposed, output_padding, 1, output_mask  # fmt: skip
+    )

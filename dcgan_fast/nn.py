@@ -1,0 +1,295 @@
+"""Sequential networks that run on the fused ops and keep the modules, names and state dict of plain PyTorch."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+import torch
+import torch.nn.modules.module as module_globals
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim.swa_utils import update_bn
+
+from . import functional
+
+__all__ = [
+    "FusedSequential",
+    "batch_norm_mode",
+    "explain",
+    "fuse",
+    "population_statistics",
+    "unfuse",
+]
+
+M = TypeVar("M", bound=nn.Module)
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
+_NORMALISATIONS = {nn.BatchNorm1d: (2, 3), nn.BatchNorm2d: (4,), nn.BatchNorm3d: (5,)}  # input ranks
+_ACTIVATIONS = {
+    nn.ReLU: "relu",
+    nn.LeakyReLU: "leaky_relu",
+    nn.Tanh: "tanh",
+    nn.Sigmoid: "sigmoid",
+}
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Consecutive children that one call serves."""
+
+    modules: Sequence[nn.Module]
+    convolution: nn.Conv2d | nn.ConvTranspose2d | None = None
+    normalisation: _BatchNorm | None = None
+    activation: nn.Module | None = None
+    reason: str = ""  # why a run of one module is not fused
+
+    @property
+    def op(self) -> str | None:
+        if self.convolution is None:
+            return None if self.normalisation is None else "bn_act"
+        transposed = "_transpose" if isinstance(self.convolution, nn.ConvTranspose2d) else ""
+        return f"conv{transposed}{'' if self.normalisation is None else '_bn'}_act"
+
+    def serves(self, input: Tensor) -> bool:
+        if self.op is None or input.dtype not in _DTYPES or not functional.served(input):
+            return False
+        if self.convolution is not None:
+            return input.dim() == 4
+        return input.dim() in _NORMALISATIONS[type(self.normalisation)]
+
+    def __call__(self, input: Tensor) -> Tensor:
+        if not self.serves(input):
+            for module in self.modules:
+                input = module(input)
+            return input
+        act = self.activation
+        activation = "none" if act is None else _ACTIVATIONS[type(act)]
+        slope = act.negative_slope if isinstance(act, nn.LeakyReLU) else 0.0
+        conv, bn = self.convolution, self.normalisation
+        arguments: list[Tensor | None] = []
+        options: dict[str, object] = {"activation": activation, "negative_slope": slope}
+        if conv is not None:
+            arguments.append(conv.weight)
+            options |= {"stride": conv.stride, "padding": conv.padding}
+            if isinstance(conv, nn.ConvTranspose2d):
+                options["output_padding"] = conv.output_padding
+        if bn is not None:
+            arguments += [bn.weight, bn.bias, *_running_statistics(bn)]
+            options |= {
+                "training": bn.training or bn.running_mean is None,
+                "momentum": bn.momentum,
+                "eps": bn.eps,
+            }
+        elif conv is not None:
+            arguments.append(conv.bias)
+        return getattr(functional, self.op)(input, *arguments, **options)
+
+
+def _running_statistics(bn: _BatchNorm) -> tuple[Tensor | None, Tensor | None]:
+    """The statistics this forward reads or updates; counts the batch, as BatchNorm's own forward does."""
+    if bn.training and not bn.track_running_stats:
+        return None, None
+    if bn.training and bn.num_batches_tracked is not None:
+        bn.num_batches_tracked.add_(1)
+    return bn.running_mean, bn.running_var
+
+
+def _obstacle(module: nn.Module) -> str:
+    """Why ``module`` must run as itself; empty when a fused op may stand in for it."""
+    kind = type(module)
+    if kind not in _CONVOLUTIONS and kind not in _NORMALISATIONS and kind not in _ACTIVATIONS:
+        return f"{kind.__name__} is not part of a fused op"
+    if (
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    ):
+        return "has hooks"
+    if "forward" in module.__dict__:
+        return "its forward is replaced"
+    if isinstance(module, _CONVOLUTIONS):
+        if module.groups != 1:
+            return f"groups={module.groups}"
+        if module.dilation != (1, 1):
+            return f"dilation={module.dilation}"
+        if module.padding_mode != "zeros" or isinstance(module.padding, str):
+            return f"padding={module.padding!r}, padding_mode={module.padding_mode!r}"
+    elif isinstance(module, _BatchNorm):
+        if not module.affine:
+            return "affine=False"
+        if module.momentum is None:
+            return "momentum=None"
+    return ""
+
+
+def _any_global_hook() -> bool:
+    return bool(
+        module_globals._global_forward_hooks
+        or module_globals._global_forward_pre_hooks
+        or module_globals._global_backward_hooks
+        or module_globals._global_backward_pre_hooks
+    )
+
+
+def _plan(modules: Sequence[nn.Module]) -> Iterator[_Run]:
+    """Cuts a sequence into runs: [convolution] [batch norm] [activation] in this order, or one module by itself."""
+    reasons = [_obstacle(module) for module in modules]
+
+    def at(i: int, kinds: Iterable[type]) -> nn.Module | None:
+        return modules[i] if i < len(modules) and not reasons[i] and type(modules[i]) in kinds else None
+
+    i = 0
+    while i < len(modules):
+        start = i
+        conv = at(i, _CONVOLUTIONS)
+        i += conv is not None
+        bn = None if conv is not None and conv.bias is not None else at(i, _NORMALISATIONS)
+        if isinstance(conv, _CONVOLUTIONS) and type(bn) in (nn.BatchNorm1d, nn.BatchNorm3d):
+            bn = None
+        i += bn is not None
+        act = at(i, _ACTIVATIONS) if i > start else None
+        i += act is not None
+        if i > start:
+            yield _Run(modules[start:i], conv, bn, act)  # type: ignore[arg-type]
+        else:
+            yield _Run(
+                modules[i : i + 1], reason=reasons[i] or "an activation after no convolution or batch norm"
+            )
+            i += 1
+
+
+class FusedSequential(nn.Sequential):
+    """An ``nn.Sequential`` that runs (transposed) convolution, batch norm and activation as one op.
+
+    The children stay plain ``nn.Conv2d``, ``nn.ConvTranspose2d``, ``nn.BatchNorm1d/2d/3d``, ``nn.ReLU``,
+    ``nn.LeakyReLU``, ``nn.Tanh``, ``nn.Sigmoid``: the state dict, initialisation by class name, ``.to()``, indexing are
+    those of ``nn.Sequential``, and the result is the same to rounding. A child that no fused op equals (hooks, groups,
+    dilation, padding modes, ``affine=False``, ``momentum=None``, subclasses, any other module) runs as itself, as does
+    every child while the network is exported or traced, so that exported graphs hold PyTorch's own ops alone.
+    :func:`explain` shows what runs as what. The plan is made anew in each call (some 10 microseconds a child), so that
+    hooks and replaced children are seen.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        if torch.compiler.is_exporting() or torch.jit.is_tracing() or _any_global_hook():
+            return super().forward(input)
+        for run in _plan(list(self)):
+            input = run(input)
+        return input
+
+
+def fuse(model: M, inplace: bool = False) -> M:
+    """Lets every ``nn.Sequential`` in ``model`` run on the fused ops.
+
+    Args:
+        model: any module. Its ``nn.Sequential`` parts (itself included, subclasses not) become
+            :class:`FusedSequential`; parameters, buffers, hooks and state dict stay what they are.
+        inplace: change ``model`` itself instead of a deep copy.
+
+    Returns:
+        The fused model.
+    """
+    return _reclass(model, nn.Sequential, FusedSequential, inplace)
+
+
+def unfuse(model: M, inplace: bool = False) -> M:
+    """The inverse of :func:`fuse`: every :class:`FusedSequential` becomes a plain ``nn.Sequential``."""
+    return _reclass(model, FusedSequential, nn.Sequential, inplace)
+
+
+def _reclass(model: M, old: type[nn.Module], new: type[nn.Module], inplace: bool) -> M:
+    model = model if inplace else copy.deepcopy(model)
+    for module in model.modules():
+        if type(module) is old:
+            module.__class__ = new  # FusedSequential adds no state, so the object is complete as it is
+    return model
+
+
+def explain(model: nn.Module) -> str:
+    """What runs as what: a line for each run of children of each sequence in ``model``.
+
+    Returns:
+        Lines of ``path  children  ->  op``; where no op serves, the reason. Convolutions and batch norms outside an
+        ``nn.Sequential`` are listed as left alone. The empty string for a model with none of these.
+    """
+    lines, seen = [], set()
+    for path, module in model.named_modules():
+        if not isinstance(module, nn.Sequential):
+            continue
+        for run in _plan(list(module)):
+            names = [name for name, child in module.named_children() if child in run.modules]
+            seen.update(map(id, run.modules))
+            if isinstance(run.modules[0], nn.Sequential):
+                continue  # has lines of its own
+            if type(module) is FusedSequential:
+                verdict = f"dcgan_fast.{run.op}" if run.op else f"itself: {run.reason}"
+            else:
+                verdict = "itself: in a plain Sequential (fuse() changes that)"
+            where = ".".join(filter(None, [path, f"{names[0]}-{names[-1]}" if len(names) > 1 else names[0]]))
+            lines.append((where, " + ".join(type(m).__name__ for m in run.modules), verdict))
+    for path, module in model.named_modules():
+        if isinstance(module, (*_CONVOLUTIONS, _BatchNorm)) and id(module) not in seen:
+            lines.append((path, type(module).__name__, "itself: not a child of an nn.Sequential"))
+    widths = [max((len(line[i]) for line in lines), default=0) for i in (0, 1)]
+    return "\n".join(f"{w:<{widths[0]}}  {kinds:<{widths[1]}}  -> {v}" for w, kinds, v in lines)
+
+
+def _batch_norms(model: nn.Module) -> list[_BatchNorm]:
+    return [module for module in model.modules() if isinstance(module, _BatchNorm)]
+
+
+@contextmanager
+def batch_norm_mode(model: nn.Module, mode: Literal["batch", "running"]) -> Iterator[None]:
+    """Within the context every batch norm of ``model`` normalises by the statistics of its own batch (``"batch"``,
+    leaving the running ones as they are) or by its running statistics (``"running"``).
+
+    Everything else, dropout say, stays in the mode it is in.
+
+    Raises:
+        ValueError: ``mode`` is neither.
+    """
+    if mode not in ("batch", "running"):
+        raise ValueError(f"batch_norm_mode(): 'mode' must be 'batch' or 'running', got {mode!r}")
+    layers = _batch_norms(model)
+    before = [(bn.training, bn.track_running_stats) for bn in layers]
+    try:
+        for bn in layers:
+            bn.training = mode == "batch"
+            if mode == "batch":
+                bn.track_running_stats = False
+        yield
+    finally:
+        for bn, (training, track) in zip(layers, before, strict=True):
+            bn.training, bn.track_running_stats = training, track
+
+
+def population_statistics(model: nn.Module, inputs: Iterable[Tensor]) -> None:
+    """Sets the running statistics of every batch norm to their average over the batches ``inputs``.
+
+    One forward pass per batch, without gradients. The estimate does not depend on momentum or on the order of the
+    batches, and is what the DCGAN authors' SVHN code uses at test time (Newmu/dcgan_code, svhn).
+
+    Args:
+        model: called as ``model(batch)`` for each batch, with batch norms (and dropout) in training mode.
+        inputs: batches of latents or images.
+
+    Raises:
+        ValueError: ``inputs`` holds no batch.
+    """
+    batches = iter(inputs)
+    try:
+        first = next(batches)
+    except StopIteration:
+        raise ValueError("population_statistics(): 'inputs' must hold at least one batch, got none") from None
+
+    def all_batches() -> Iterator[Tensor]:
+        yield first
+        yield from batches
+
+    update_bn(all_batches(), model)
