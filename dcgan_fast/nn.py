@@ -273,7 +273,8 @@ def population_statistics(model: nn.Module, inputs: Iterable[Tensor]) -> None:
     """Sets the running statistics of every batch norm to their average over the batches ``inputs``.
 
     One forward pass per batch, without gradients. The estimate does not depend on momentum or on the order of the
-    batches, and is what the DCGAN authors' SVHN code uses at test time (Newmu/dcgan_code, svhn).
+    batches. The DCGAN authors' SVHN code does so at test time (Newmu/dcgan_code, svhn), with biased variances; here they
+    are unbiased, as PyTorch's running variances are.
 
     Args:
         model: called as ``model(batch)`` for each batch, with batch norms (and dropout) in training mode.
