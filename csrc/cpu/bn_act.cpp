@@ -1,13 +1,18 @@
-// Batch normalisation + activation, forward and backward, in two passes each way.
+// Batch normalisation + activation, forward and backward, on the CPU.
 //
-// Compiled once per CPU capability (see cpu/capability.h). Work is cut into chunks by shape alone, never by the
-// number of threads, and partial results are combined in chunk order: the same bits on every run and thread count.
+// Compiled once per CPU capability (see capability.h). Maps are cut into chunks by shape alone, never by the number of
+// threads, and partial results are combined in chunk order: the same bits on every run and thread count.
+//
+// channels_last maps are taken in chunks of rows, all for the statistics, then all for the result; contiguous maps channel
+// by channel. (Panels of neighbouring channels small enough to stay in L2 between the passes read memory once instead of
+// twice, and were slower on every DCGAN layer: strided rows defeat the prefetchers.)
 #include "bn_act.h"
 
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
 
 #include <algorithm>
+#include <cmath>
 #include <vector>
 
 #include "vec.h"
@@ -20,42 +25,35 @@ constexpr int64_t kChunkBytes = 128 * 1024;
 // Rows that share one load of the per-channel parameters and one visit to the accumulators.
 constexpr int64_t kRows = 8;
 
+// ---------------------------------------------------------------- activations
+
 template <Activation A>
 using Act = std::integral_constant<Activation, A>;
 
-template <typename V, Activation A>
-inline V activate(Act<A>, const V& z, [[maybe_unused]] const V& slope) {
-  using S = typename V::value_type;
-  if constexpr (A == Activation::relu) {
-    return clamp_min(z, V(S(0)));  // keeps NaN, as torch.relu does
-  } else if constexpr (A == Activation::leaky_relu) {
-    return V::blendv(z * slope, z, z > V(S(0)));
-  } else if constexpr (A == Activation::tanh) {
-    return z.tanh();
-  } else if constexpr (A == Activation::sigmoid) {
-    return V(S(1)) / (V(S(1)) + z.neg().exp());
-  } else {
-    return z;
-  }
+template <typename T, Activation A>
+VEC_INLINE Vec<T> activate(Act<A>, const Vec<T>& z, [[maybe_unused]] const Vec<T>& slope) {
+  if constexpr (A == Activation::relu) return clamp_negative(z);
+  if constexpr (A == Activation::leaky_relu) return where_positive(z, z, z * slope);
+  if constexpr (A == Activation::tanh) return tanh(z);
+  if constexpr (A == Activation::sigmoid) return sigmoid(z);
+  return z;
 }
 
 // grad * activation'(z)
-template <typename V, Activation A>
-inline V activate_grad(Act<A> a, const V& grad, const V& z, const V& slope) {
-  using S = typename V::value_type;
-  if constexpr (A == Activation::relu) {
-    return V::blendv(grad, V(S(0)), z <= V(S(0)));
-  } else if constexpr (A == Activation::leaky_relu) {
-    return V::blendv(grad * slope, grad, z > V(S(0)));
-  } else if constexpr (A == Activation::tanh) {
-    const V y = activate(a, z, slope);
-    return grad * (V(S(1)) - y * y);
-  } else if constexpr (A == Activation::sigmoid) {
-    const V y = activate(a, z, slope);
-    return grad * y * (V(S(1)) - y);
-  } else {
-    return grad;
+template <typename T, Activation A>
+VEC_INLINE Vec<T> activate_grad(Act<A>, const Vec<T>& grad, const Vec<T>& z, [[maybe_unused]] const Vec<T>& slope) {
+  const Vec<T> one(Acc<T>(1));
+  if constexpr (A == Activation::relu) return zero_where_not_positive(z, grad);
+  if constexpr (A == Activation::leaky_relu) return where_positive(z, grad, grad * slope);
+  if constexpr (A == Activation::tanh) {
+    const Vec<T> y = tanh(z);
+    return grad * (one - y * y);
   }
+  if constexpr (A == Activation::sigmoid) {
+    const Vec<T> y = sigmoid(z);
+    return grad * y * (one - y);
+  }
+  return grad;
 }
 
 template <typename F>
@@ -69,48 +67,48 @@ void dispatch_activation(Activation a, F&& f) {
   }
 }
 
-// The rows [N * spatial, C] of channels_last maps, cut into chunks that never straddle two groups.
-struct RowChunks {
-  int64_t rows_per_group, rows_per_chunk, chunks_per_group, chunks;
+// ---------------------------------------------------------------- per-channel parameters
 
-  template <typename T>
-  static RowChunks of(const Maps& m, T /*storage type*/) {
-    RowChunks r;
-    r.rows_per_group = m.group_size();
-    const int64_t row_bytes = std::max<int64_t>(m.channels * sizeof(T), 1);
-    r.rows_per_chunk = std::max(kRows, kChunkBytes / row_bytes / kRows * kRows);
-    r.chunks_per_group = (r.rows_per_group + r.rows_per_chunk - 1) / r.rows_per_chunk;
-    r.chunks = r.chunks_per_group * m.groups;
-    return r;
-  }
-  int64_t group(int64_t chunk) const { return chunk / chunks_per_group; }
-  int64_t begin(int64_t chunk) const {
-    return group(chunk) * rows_per_group + chunk % chunks_per_group * rows_per_chunk;
-  }
-  int64_t end(int64_t chunk) const {
-    return std::min(begin(chunk) + rows_per_chunk, (group(chunk) + 1) * rows_per_group);
-  }
+// The arguments of BnActForward or BnActBackward with their types, and what follows from them per channel.
+// z = (x - mean) * scale + bias with scale = weight * rstd; grad_input = dz * scale + (x - mean) * slope_x + offset.
+template <typename T>
+struct Parameters {
+  using A = Acc<T>;
+  const A *weight, *bias;
+  A* mean;  // read only in backward
+  A* rstd;
+  std::vector<A> scale, slope_x, offset;  // [groups, C]
+
+  template <typename Args>
+  Parameters(const Maps& m, const Args& args)
+      : weight(static_cast<const A*>(args.weight)),
+        bias(static_cast<const A*>(args.bias)),
+        mean(static_cast<A*>(const_cast<void*>(args.mean))),
+        rstd(static_cast<A*>(const_cast<void*>(args.rstd))),
+        scale(m.groups * m.channels) {}
 };
 
-// Calls f(c, count) for vectors of channels; only the last has count < lanes.
-template <typename T, typename F>
-inline void for_channels(int64_t channels, F&& f) {
-  int64_t c = 0;
-  for (; c + lanes<T> <= channels; c += lanes<T>) f(c, std::integral_constant<int, lanes<T>>());
-  if (c < channels) f(c, static_cast<int>(channels - c));
+// The parameters of one vector of elements: of neighbouring channels (loaded), or of one channel (broadcast).
+template <typename T, bool channels_last, typename Count>
+VEC_INLINE Vec<T> parameter(const Acc<T>* p, Count count) {
+  if constexpr (channels_last) return load_acc<T>(p, count);
+  return Vec<T>(*p);
 }
 
-// sum += value with the rounding error carried in `error` (Kahan): a chunk's sums are then as good as float64's.
 template <typename T>
-inline void add_compensated(Acc<T>* sum, Acc<T>* error, const Vec<T>& value, int count) {
-  const Vec<T> s = Vec<T>::loadu(sum, count);
-  const Vec<T> y = value - Vec<T>::loadu(error, count);
-  const Vec<T> t = s + y;
-  ((t - s) - y).store(error, count);
-  t.store(sum, count);
-}
+struct Affine {
+  Vec<T> mean, scale, bias;
 
-// ---------------------------------------------------------------- statistics
+  template <bool channels_last, typename Count>
+  static VEC_INLINE Affine at(const Parameters<T>& p, int64_t gc, int64_t c, Count count) {
+    return {parameter<T, channels_last>(p.mean + gc, count), parameter<T, channels_last>(p.scale.data() + gc, count),
+            parameter<T, channels_last>(p.bias + c, count)};
+  }
+  // Forward and backward must round alike, or they would disagree on the sign at a kink.
+  VEC_INLINE Vec<T> z(const Vec<T>& centred) const { return fmadd(centred, scale, bias); }
+};
+
+// ---------------------------------------------------------------- moments
 
 // Mean and sum of squared deviations of a growing set of values (Chan, Golub, LeVeque 1979). In double: the mean of a
 // hundred parts keeps the digits of one.
@@ -124,332 +122,367 @@ struct Moments {
     m2 += around - n_b * rest * rest + delta * delta * (n * n_b / total);
     n = total;
   }
-  double variance() const { return m2 / n; }
-};
-
-// A chunk's statistics, per channel: its mean rounded to the accumulator's type, what the rounding left out, and the
-// sum of squared deviations about the rounded mean.
-template <typename T>
-struct ChunkMoments {
-  Acc<T>*mean, *rest, *around;
 };
 
 template <typename T>
-void chunk_statistics(const T* x, int64_t rows, int64_t channels, const ChunkMoments<T>& out, Acc<T>* error) {
+void finish_statistics(const Moments& moments, Acc<T>* mean, Acc<T>* var) {
+  *mean = static_cast<Acc<T>>(moments.mean);
+  *var = static_cast<Acc<T>>(moments.m2 / moments.n);
+}
+
+template <typename T>
+void finish_scale(const BnActForward& args, Parameters<T>& p, int64_t gc, int64_t c) {
+  const auto eps = static_cast<Acc<T>>(args.eps);
+  const Acc<T> var = static_cast<const Acc<T>*>(args.var)[gc];
+  p.rstd[gc] = var == 0 && eps == 0 ? Acc<T>(0) : 1 / std::sqrt(var + eps);
+  p.scale[gc] = p.weight[c] * p.rstd[gc];
+}
+
+// From the sums of dz and dz * (x - mean) over `n` values to the parameters' gradients and the input's coefficients.
+template <typename T>
+void finish_gradients(const BnActBackward& args, Parameters<T>& p, int64_t gc, double n, double dz, double dz_x) {
+  const double rstd = p.rstd[gc], scale = p.scale[gc];
+  static_cast<Acc<T>*>(args.grad_weight)[gc] = static_cast<Acc<T>>(dz_x * rstd);
+  static_cast<Acc<T>*>(args.grad_bias)[gc] = static_cast<Acc<T>>(dz);
+  p.slope_x[gc] = args.training ? static_cast<Acc<T>>(-scale * rstd * rstd * dz_x / n) : Acc<T>(0);
+  p.offset[gc] = args.training ? static_cast<Acc<T>>(-scale * dz / n) : Acc<T>(0);
+}
+
+// ---------------------------------------------------------------- channels_last: rows of channels
+
+// The rows [N * spatial, C], cut into chunks that never straddle two groups.
+struct Rows {
+  int64_t per_group, per_chunk, chunks_per_group, chunks;
+
+  Rows(const Maps& m, int64_t element_bytes) {
+    per_group = m.group_size();
+    const int64_t row_bytes = std::max<int64_t>(m.channels * element_bytes, 1);
+    per_chunk = std::max(kRows, kChunkBytes / row_bytes / kRows * kRows);
+    chunks_per_group = (per_group + per_chunk - 1) / per_chunk;
+    chunks = chunks_per_group * m.groups;
+  }
+  // Calls f(chunk) for all chunks, in parallel; a thread takes neighbouring ones in order, or in reverse order: the chunks
+  // that it read last are then the first to be read again, from its cache.
+  template <typename F>
+  void for_chunks(F&& f) const {
+    at::parallel_for(0, chunks, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t k = begin; k < end; ++k) f(k);
+    });
+  }
+  template <typename F>
+  void for_chunks_backwards(F&& f) const {
+    at::parallel_for(0, chunks, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t k = end - 1; k >= begin; --k) f(k);
+    });
+  }
+  int64_t group(int64_t chunk) const { return chunk / chunks_per_group; }
+  int64_t begin(int64_t chunk) const { return group(chunk) * per_group + chunk % chunks_per_group * per_chunk; }
+  int64_t end(int64_t chunk) const { return std::min(begin(chunk) + per_chunk, (group(chunk) + 1) * per_group); }
+};
+
+// Calls f(i, count) for the vectors of [0, n), with All{} but for the last, which may be First{rest}.
+template <typename T, typename F>
+inline void for_vectors(int64_t n, F&& f) {
+  int64_t i = 0;
+  for (; i + lanes<T> <= n; i += lanes<T>) f(i, All{});
+  if (i < n) f(i, First{static_cast<int>(n - i)});
+}
+
+// Calls f(first row, rows, c, count) for blocks of kRows rows and vectors of channels.
+template <typename T, typename F>
+inline void for_blocks(int64_t begin, int64_t end, int64_t channels, F&& f) {
+  for (int64_t r = begin; r < end; r += kRows) {
+    const int64_t rows = std::min(kRows, end - r);
+    for_vectors<T>(channels, [&](int64_t c, auto count) { f(r, rows, c, count); });
+  }
+}
+
+// sum += value with the rounding error carried in `error` (Kahan): a chunk's sums are then as good as float64's.
+template <typename T, typename Count>
+VEC_INLINE void add_compensated(Acc<T>* sum, Acc<T>* error, const Vec<T>& value, Count count) {
+  const Vec<T> s = load_acc<T>(sum, count);
+  const Vec<T> y = value - load_acc<T>(error, count);
+  const Vec<T> t = s + y;
+  store_acc<T>(error, (t - s) - y, count);
+  store_acc<T>(sum, t, count);
+}
+
+// Three vectors of one value per channel, for each chunk, and a fourth to compute with.
+template <typename T>
+struct Partial {
+  Acc<T>*a, *b, *c, *scratch;
+
+  static int64_t size(const Rows& rows, int64_t channels) { return 4 * rows.chunks * channels; }
+  static Partial at(std::vector<Acc<T>>& storage, int64_t chunk, int64_t channels) {
+    Acc<T>* p = storage.data() + 4 * chunk * channels;
+    return {p, p + channels, p + 2 * channels, p + 3 * channels};
+  }
+};
+
+// a: a chunk's mean rounded to the accumulator's type; b: what the rounding left out; c: the squared deviations about a.
+template <typename T>
+void chunk_moments(const T* x, int64_t C, int64_t begin, int64_t end, const Partial<T>& out) {
   using V = Vec<T>;
-  const auto sum_rows = [&](Acc<T>* sum, auto&& term) {
-    std::fill_n(sum, channels, Acc<T>(0));
-    std::fill_n(error, channels, Acc<T>(0));
-    for (int64_t r = 0; r < rows; r += kRows) {
-      const int64_t n = std::min(kRows, rows - r);
-      for_channels<T>(channels, [&](int64_t c, auto count) {
-        const T* p = x + r * channels + c;
-        V total(Acc<T>(0));
-        const V shift = V::loadu(out.mean + c, count);
-        for (int64_t i = 0; i < n; ++i) total = total + term(load_vec(p + i * channels, count) - shift);
-        add_compensated<T>(sum + c, error + c, total, count);
-      });
-    }
+  const auto sum_rows = [&](auto&& term) {
+    std::fill_n(out.c, C, Acc<T>(0));
+    std::fill_n(out.scratch, C, Acc<T>(0));
+    for_blocks<T>(begin, end, C, [&](int64_t r, int64_t rows, int64_t c, auto count) {
+      const T* p = x + r * C + c;
+      const V shift = load_acc<T>(out.a + c, count);
+      V total(Acc<T>(0));
+      for (int64_t i = 0; i < rows; ++i) total = total + term(load_vec(p + i * C, count) - shift);
+      add_compensated<T>(out.c + c, out.scratch + c, total, count);
+    });
   };
   // Deviations from the first row are exact where mean/std is large: a plain sum would lose the mean's last digits.
-  for_channels<T>(channels, [&](int64_t c, auto count) { load_vec(x + c, count).store(out.mean + c, count); });
-  sum_rows(out.around, [](const V& d) { return d; });
-  for (int64_t c = 0; c < channels; ++c) {
-    const double sum = static_cast<double>(out.around[c]) - static_cast<double>(error[c]);
-    const double mean = static_cast<double>(out.mean[c]) + sum / static_cast<double>(rows);
-    out.mean[c] = static_cast<Acc<T>>(mean);
-    out.rest[c] = static_cast<Acc<T>>(mean - out.mean[c]);
+  for_vectors<T>(C, [&](int64_t c, auto count) { store_acc<T>(out.a + c, load_vec(x + begin * C + c, count), count); });
+  sum_rows([](const V& d) { return d; });
+  for (int64_t c = 0; c < C; ++c) {
+    const double sum = static_cast<double>(out.c[c]) - static_cast<double>(out.scratch[c]);
+    const double mean = static_cast<double>(out.a[c]) + sum / static_cast<double>(end - begin);
+    out.a[c] = static_cast<Acc<T>>(mean);
+    out.b[c] = static_cast<Acc<T>>(mean - out.a[c]);
   }
-  sum_rows(out.around, [](const V& d) { return d * d; });
+  sum_rows([](const V& d) { return d * d; });
 }
 
-template <typename T>
-void statistics_channels_last(const Maps& m, const T* x, Acc<T>* mean, Acc<T>* var) {
+// a: sum of dz over a chunk; b: sum of dz * (x - mean).
+template <typename T, typename A>
+void chunk_gradients(const T* g, const T* x, int64_t C, int64_t group, int64_t begin, int64_t end, A act,
+                     const Vec<T>& slope, const Parameters<T>& p, const Partial<T>& out) {
+  using V = Vec<T>;
+  for (Acc<T>* sums : {out.a, out.b, out.c, out.scratch}) std::fill_n(sums, C, Acc<T>(0));
+  for_blocks<T>(begin, end, C, [&](int64_t r, int64_t rows, int64_t c, auto count) {
+    const auto affine = Affine<T>::template at<true>(p, group * C + c, c, count);
+    V dz_total(Acc<T>(0)), dz_x_total(Acc<T>(0));
+    for (int64_t i = r * C + c; i < (r + rows) * C; i += C) {
+      const V centred = load_vec(x + i, count) - affine.mean;
+      const V dz = activate_grad(act, load_vec(g + i, count), affine.z(centred), slope);
+      dz_total = dz_total + dz;
+      dz_x_total = fmadd(dz, centred, dz_x_total);
+    }
+    add_compensated<T>(out.a + c, out.c + c, dz_total, count);
+    add_compensated<T>(out.b + c, out.scratch + c, dz_x_total, count);
+  });
+}
+
+template <typename T, typename A>
+void forward_channels_last(const Maps& m, const BnActForward& args, A act) {
+  const auto* x = static_cast<const T*>(args.input);
+  auto* y = static_cast<T*>(args.output);
+  auto* var = static_cast<Acc<T>*>(args.var);
   const int64_t C = m.channels;
-  const auto chunks = RowChunks::of(m, T());
-  std::vector<Acc<T>> partial(3 * chunks.chunks * C);
-  const auto moments = [&](int64_t k) {
-    Acc<T>* p = partial.data() + 3 * k * C;
-    return ChunkMoments<T>{p, p + C, p + 2 * C};
+  const Rows rows(m, sizeof(T));
+  const Vec<T> slope(static_cast<Acc<T>>(args.negative_slope));
+  Parameters<T> p(m, args);
+  std::vector<Acc<T>> partial(args.training ? Partial<T>::size(rows, C) : 0);
+
+  const auto measure = [&](int64_t chunk) {
+    chunk_moments(x, C, rows.begin(chunk), rows.end(chunk), Partial<T>::at(partial, chunk, C));
   };
-  at::parallel_for(0, chunks.chunks, 1, [&](int64_t begin, int64_t end) {
-    std::vector<Acc<T>> error(C);
-    for (int64_t k = begin; k < end; ++k) {
-      chunk_statistics(x + chunks.begin(k) * C, chunks.end(k) - chunks.begin(k), C, moments(k), error.data());
-    }
-  });
-  for (int64_t g = 0; g < m.groups; ++g) {
-    std::vector<Moments> total(C);
-    for (int64_t k = g * chunks.chunks_per_group; k < (g + 1) * chunks.chunks_per_group; ++k) {
-      const auto part = moments(k);
-      const auto rows = static_cast<double>(chunks.end(k) - chunks.begin(k));
-      for (int64_t c = 0; c < C; ++c) total[c].add(rows, part.mean[c], part.rest[c], part.around[c]);
-    }
-    for (int64_t c = 0; c < C; ++c) {
-      mean[g * C + c] = static_cast<Acc<T>>(total[c].mean);
-      var[g * C + c] = static_cast<Acc<T>>(total[c].variance());
-    }
-  }
-}
-
-template <typename T>
-void statistics_contiguous(const Maps& m, const T* x, Acc<T>* mean, Acc<T>* var) {
-  using V = Vec<T>;
-  const int64_t C = m.channels, S = m.spatial, per_group = m.batch / m.groups;
-  at::parallel_for(0, m.groups * C, std::max<int64_t>(1, kChunkBytes / (S * per_group * sizeof(T) + 1)),
-                   [&](int64_t begin, int64_t end) {
-    for (int64_t gc = begin; gc < end; ++gc) {
-      const int64_t g = gc / C, c = gc % C;
-      Moments total;
-      for (int64_t b = g * per_group; b < (g + 1) * per_group; ++b) {
-        const T* plane = x + (b * C + c) * S;
-        const auto sum_plane = [&](Acc<T> shift, auto&& term) {
-          V sums(Acc<T>(0));
-          int64_t s = 0;
-          for (; s + lanes<T> <= S; s += lanes<T>) sums = sums + term(load_vec(plane + s) - V(shift));
-          double result = sum<T>(sums);
-          for (; s < S; ++s) result += term(static_cast<Acc<T>>(plane[s]) - shift);
-          return result;
-        };
-        const auto first = static_cast<Acc<T>>(plane[0]);  // see chunk_statistics
-        const double plane_mean =
-            static_cast<double>(first) + sum_plane(first, [](const auto& d) { return d; }) / static_cast<double>(S);
-        const auto rounded = static_cast<Acc<T>>(plane_mean);
-        total.add(static_cast<double>(S), rounded, plane_mean - rounded,
-                  sum_plane(rounded, [](const auto& d) { return d * d; }));
+  const auto finish = [&] {
+    if (args.training) {
+      std::vector<Moments> moments(m.groups * C);
+      for (int64_t k = 0; k < rows.chunks; ++k) {
+        const auto part = Partial<T>::at(partial, k, C);
+        const auto n = static_cast<double>(rows.end(k) - rows.begin(k));
+        Moments* of_group = moments.data() + rows.group(k) * C;
+        for (int64_t c = 0; c < C; ++c) of_group[c].add(n, part.a[c], part.b[c], part.c[c]);
       }
-      mean[gc] = static_cast<Acc<T>>(total.mean);
-      var[gc] = static_cast<Acc<T>>(total.variance());
+      for (int64_t gc = 0; gc < m.groups * C; ++gc) finish_statistics<T>(moments[gc], p.mean + gc, var + gc);
     }
-  });
-}
-
-// ---------------------------------------------------------------- elementwise passes
-
-// Runs `f(offset, group, channel, count, per_channel)` over the maps in vectors of `count` neighbouring elements.
-// In channels_last the elements are neighbouring channels: parameters are loaded from [group, channel]; in the
-// contiguous format they share one channel: parameters are broadcast. `Params` hides which.
-template <typename T, bool channels_last>
-struct Params {
-  const Normalize& n;
-  int64_t channels;
-  const Acc<T>* mean = static_cast<const Acc<T>*>(n.mean);
-  const Acc<T>* scale = static_cast<const Acc<T>*>(n.scale);
-  const Acc<T>* bias = static_cast<const Acc<T>*>(n.bias);
-
-  static Vec<T> at(const Acc<T>* p, int64_t c, int count) {
-    if constexpr (channels_last) {
-      return count == lanes<T> ? Vec<T>::loadu(p + c) : Vec<T>::loadu(p + c, count);
-    } else {
-      return Vec<T>(p[c]);
-    }
-  }
-};
-
-// The parameters of one vector of elements.
-template <typename T>
-struct Affine {
-  Vec<T> mean, scale, bias;
-
-  template <typename P>
-  static Affine at(const P& p, int64_t group, int64_t c, int count) {
-    return {p.at(p.mean, group * p.channels + c, count), p.at(p.scale, group * p.channels + c, count),
-            p.at(p.bias, c, count)};
-  }
-  // Forward and backward must round alike, or they would disagree on the sign at a kink.
-  Vec<T> z(const Vec<T>& centred) const { return fmadd(centred, scale, bias); }
-};
-
-// Visits every element once: body(block parameters)(offset, count). `make(group, c, count)` loads the parameters
-// that a run of elements shares.
-template <typename T, bool channels_last, typename Make>
-void elementwise(const Maps& m, Make&& make) {
-  const int64_t C = m.channels, S = m.spatial;
-  if constexpr (channels_last) {
-    const auto chunks = RowChunks::of(m, T());
-    at::parallel_for(0, chunks.chunks, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t k = begin; k < end; ++k) {
-        const int64_t group = chunks.group(k), last = chunks.end(k);
-        for (int64_t r = chunks.begin(k); r < last; r += kRows) {
-          const int64_t rows = std::min(kRows, last - r);
-          for_channels<T>(C, [&](int64_t c, auto count) {
-            const auto body = make(group, c, count);
-            for (int64_t i = 0; i < rows; ++i) body((r + i) * C + c, count);
-          });
-        }
+    for (int64_t gc = 0; gc < m.groups * C; ++gc) finish_scale(args, p, gc, gc % C);
+  };
+  const auto apply = [&](int64_t chunk) {
+    const int64_t group = rows.group(chunk);
+    for_blocks<T>(rows.begin(chunk), rows.end(chunk), C, [&](int64_t r, int64_t n, int64_t c, auto count) {
+      const auto affine = Affine<T>::template at<true>(p, group * C + c, c, count);
+      for (int64_t i = r * C + c; i < (r + n) * C; i += C) {
+        store_vec(y + i, activate(act, affine.z(load_vec(x + i, count) - affine.mean), slope), count);
       }
     });
-  } else {
-    const int64_t planes_per_group = m.batch / m.groups * C;
-    at::parallel_for(0, m.batch * C, std::max<int64_t>(1, kChunkBytes / (S * sizeof(T))),
-                     [&](int64_t begin, int64_t end) {
-      for (int64_t plane = begin; plane < end; ++plane) {
-        const auto body = make(plane / planes_per_group, plane % C, 1);
-        for_channels<T>(S, [&](int64_t s, auto count) { body(plane * S + s, count); });
-      }
-    });
-  }
-}
+  };
 
-template <typename T, bool channels_last, typename A>
-void forward(const Maps& m, const Normalize& n, A act, const T* x, T* y) {
-  const Params<T, channels_last> params{n, m.channels};
-  const Vec<T> slope(static_cast<Acc<T>>(n.negative_slope));
-  elementwise<T, channels_last>(m, [&](int64_t group, int64_t c, auto n) {
-    return [=, a = Affine<T>::at(params, group, c, n)](int64_t i, auto count) {
-      store_vec(y + i, activate(act, a.z(load_vec(x + i, count) - a.mean), slope), count);
-    };
-  });
+  if (args.training) rows.for_chunks(measure);
+  finish();
+  rows.for_chunks_backwards(apply);
 }
-
-template <typename T, bool channels_last, typename A>
-void backward(const Maps& m, const Normalize& n, A act, const Acc<T>* slope_x, const Acc<T>* offset, const T* g,
-              const T* x, T* dx) {
-  const Params<T, channels_last> params{n, m.channels};
-  const Vec<T> slope(static_cast<Acc<T>>(n.negative_slope));
-  elementwise<T, channels_last>(m, [&](int64_t group, int64_t c, auto n) {
-    const int64_t gc = group * params.channels + c;
-    return [=, a = Affine<T>::at(params, group, c, n), bx = params.at(slope_x, gc, n),
-            b0 = params.at(offset, gc, n)](int64_t i, auto count) {
-      const Vec<T> centred = load_vec(x + i, count) - a.mean;
-      const Vec<T> dz = activate_grad(act, load_vec(g + i, count), a.z(centred), slope);
-      store_vec(dx + i, fmadd(dz, a.scale, fmadd(centred, bx, b0)), count);
-    };
-  });
-}
-
-// ---------------------------------------------------------------- gradient sums
 
 template <typename T, typename A>
-void reduce_grad_channels_last(const Maps& m, const Normalize& n, A act, const T* g, const T* x, Acc<T>* sum_dz,
-                               Acc<T>* sum_dz_x) {
-  using V = Vec<T>;
+void backward_channels_last(const Maps& m, const BnActBackward& args, A act) {
+  const auto *g = static_cast<const T*>(args.grad), *x = static_cast<const T*>(args.input);
+  auto* dx = static_cast<T*>(args.grad_input);
   const int64_t C = m.channels;
-  const Params<T, true> params{n, C};
-  const V slope(static_cast<Acc<T>>(n.negative_slope));
-  const auto chunks = RowChunks::of(m, T());
-  std::vector<Acc<T>> partial(2 * chunks.chunks * C);
-  at::parallel_for(0, chunks.chunks, 1, [&](int64_t begin, int64_t end) {
-    std::vector<Acc<T>> error(2 * C);
-    for (int64_t k = begin; k < end; ++k) {
-      Acc<T>* p = partial.data() + 2 * k * C;
-      std::fill(error.begin(), error.end(), Acc<T>(0));
-      const int64_t group = chunks.group(k), last = chunks.end(k);
-      for (int64_t r = chunks.begin(k); r < last; r += kRows) {
-        const int64_t rows = std::min(kRows, last - r);
-        for_channels<T>(C, [&](int64_t c, auto count) {
-          const auto a = Affine<T>::at(params, group, c, count);
-          V dz_total(Acc<T>(0)), dz_x_total(Acc<T>(0));
-          for (int64_t i = (r * C) + c; i < (r + rows) * C; i += C) {
-            const V centred = load_vec(x + i, count) - a.mean;
-            const V dz = activate_grad(act, load_vec(g + i, count), a.z(centred), slope);
-            dz_total = dz_total + dz;
-            dz_x_total = fmadd(dz, centred, dz_x_total);
-          }
-          add_compensated<T>(p + c, error.data() + c, dz_total, count);
-          add_compensated<T>(p + C + c, error.data() + C + c, dz_x_total, count);
-        });
+  const Rows rows(m, sizeof(T));
+  const Vec<T> slope(static_cast<Acc<T>>(args.negative_slope));
+  Parameters<T> p(m, args);
+  p.slope_x.resize(m.groups * C);
+  p.offset.resize(m.groups * C);
+  for (int64_t gc = 0; gc < m.groups * C; ++gc) p.scale[gc] = p.weight[gc % C] * p.rstd[gc];
+  std::vector<Acc<T>> partial(Partial<T>::size(rows, C));
+
+  const auto reduce = [&](int64_t chunk) {
+    chunk_gradients(g, x, C, rows.group(chunk), rows.begin(chunk), rows.end(chunk), act, slope, p,
+                    Partial<T>::at(partial, chunk, C));
+  };
+  const auto finish = [&] {
+    std::vector<double> dz(m.groups * C), dz_x(m.groups * C);
+    for (int64_t k = 0; k < rows.chunks; ++k) {
+      const auto part = Partial<T>::at(partial, k, C);
+      const int64_t of_group = rows.group(k) * C;
+      for (int64_t c = 0; c < C; ++c) {
+        dz[of_group + c] += part.a[c];
+        dz_x[of_group + c] += part.b[c];
       }
     }
+    const auto n = static_cast<double>(rows.per_group);
+    for (int64_t gc = 0; gc < m.groups * C; ++gc) finish_gradients(args, p, gc, n, dz[gc], dz_x[gc]);
+  };
+  const auto apply = [&](int64_t chunk) {
+    const int64_t group = rows.group(chunk);
+    for_blocks<T>(rows.begin(chunk), rows.end(chunk), C, [&](int64_t r, int64_t n, int64_t c, auto count) {
+      const int64_t gc = group * C + c;
+      const auto affine = Affine<T>::template at<true>(p, gc, c, count);
+      const auto slope_x = parameter<T, true>(p.slope_x.data() + gc, count);
+      const auto offset = parameter<T, true>(p.offset.data() + gc, count);
+      for (int64_t i = r * C + c; i < (r + n) * C; i += C) {
+        const Vec<T> centred = load_vec(x + i, count) - affine.mean;
+        const Vec<T> dz = activate_grad(act, load_vec(g + i, count), affine.z(centred), slope);
+        store_vec(dx + i, fmadd(dz, affine.scale, fmadd(centred, slope_x, offset)), count);
+      }
+    });
+  };
+
+  rows.for_chunks(reduce);
+  finish();
+  if (dx) rows.for_chunks_backwards(apply);
+}
+
+// ---------------------------------------------------------------- contiguous: planes of one channel
+
+// Calls f(gc, group, c) for each channel of each group, in parallel.
+template <typename T, typename F>
+void for_group_channels(const Maps& m, F&& f) {
+  const int64_t bytes = std::max<int64_t>(m.group_size() * sizeof(T), 1);
+  at::parallel_for(0, m.groups * m.channels, std::max<int64_t>(1, kChunkBytes / bytes), [&](int64_t begin, int64_t end) {
+    for (int64_t gc = begin; gc < end; ++gc) f(gc, gc / m.channels, gc % m.channels);
   });
-  for (int64_t gc = 0; gc < m.groups * C; ++gc) {
-    const int64_t first = gc / C * chunks.chunks_per_group, c = gc % C;
-    double dz = 0, dz_x = 0;
-    for (int64_t k = first; k < first + chunks.chunks_per_group; ++k) {
-      dz += partial[2 * k * C + c];
-      dz_x += partial[2 * k * C + C + c];
-    }
-    sum_dz[gc] = static_cast<Acc<T>>(dz);
-    sum_dz_x[gc] = static_cast<Acc<T>>(dz_x);
-  }
+}
+
+// Calls f(offset of the plane) for each plane of a channel in a group.
+template <typename F>
+void for_planes(const Maps& m, int64_t group, int64_t c, F&& f) {
+  const int64_t per_group = m.batch / m.groups;
+  for (int64_t b = group * per_group; b < (group + 1) * per_group; ++b) f((b * m.channels + c) * m.spatial);
+}
+
+template <typename T>
+Moments plane_moments(const Maps& m, const T* x, int64_t group, int64_t c) {
+  using V = Vec<T>;
+  const int64_t S = m.spatial;
+  Moments moments;
+  for_planes(m, group, c, [&](int64_t plane) {
+    const auto sum_plane = [&](Acc<T> shift, auto&& term) {
+      V sums(Acc<T>(0));
+      int64_t s = 0;
+      for (; s + lanes<T> <= S; s += lanes<T>) sums = sums + term(load_vec(x + plane + s) - V(shift));
+      double result = s > 0 ? sum<T>(sums) : 0.0;
+      for (; s < S; ++s) result += term(static_cast<Acc<T>>(x[plane + s]) - shift);
+      return result;
+    };
+    const auto first = static_cast<Acc<T>>(x[plane]);  // see chunk_moments
+    const double mean = first + sum_plane(first, [](const auto& d) { return d; }) / static_cast<double>(S);
+    const auto rounded = static_cast<Acc<T>>(mean);
+    moments.add(static_cast<double>(S), rounded, mean - rounded,
+                sum_plane(rounded, [](const auto& d) { return d * d; }));
+  });
+  return moments;
 }
 
 template <typename T, typename A>
-void reduce_grad_contiguous(const Maps& m, const Normalize& n, A act, const T* g, const T* x, Acc<T>* sum_dz,
-                            Acc<T>* sum_dz_x) {
+void forward_contiguous(const Maps& m, const BnActForward& args, A act) {
+  const auto* x = static_cast<const T*>(args.input);
+  auto* y = static_cast<T*>(args.output);
+  auto* var = static_cast<Acc<T>*>(args.var);
+  const Vec<T> slope(static_cast<Acc<T>>(args.negative_slope));
+  Parameters<T> p(m, args);
+  for_group_channels<T>(m, [&](int64_t gc, int64_t group, int64_t c) {
+    if (args.training) finish_statistics<T>(plane_moments(m, x, group, c), p.mean + gc, var + gc);
+    finish_scale(args, p, gc, c);
+    const auto affine = Affine<T>::template at<false>(p, gc, c, All{});
+    for_planes(m, group, c, [&](int64_t plane) {
+      for_vectors<T>(m.spatial, [&](int64_t s, auto count) {
+        const int64_t i = plane + s;
+        store_vec(y + i, activate(act, affine.z(load_vec(x + i, count) - affine.mean), slope), count);
+      });
+    });
+  });
+}
+
+template <typename T, typename A>
+void backward_contiguous(const Maps& m, const BnActBackward& args, A act) {
   using V = Vec<T>;
-  const int64_t C = m.channels, S = m.spatial, per_group = m.batch / m.groups;
-  const Params<T, false> params{n, C};
-  const V slope(static_cast<Acc<T>>(n.negative_slope));
-  at::parallel_for(0, m.groups * C, std::max<int64_t>(1, kChunkBytes / (S * per_group * sizeof(T) + 1)),
-                   [&](int64_t begin, int64_t end) {
-    for (int64_t gc = begin; gc < end; ++gc) {
-      const int64_t group = gc / C, c = gc % C;
-      const auto a = Affine<T>::at(params, group, c, 1);
-      double dz_sum = 0, dz_x_sum = 0;
-      for (int64_t b = group * per_group; b < (group + 1) * per_group; ++b) {
-        const int64_t plane = (b * C + c) * S;
-        V dz_total(Acc<T>(0)), dz_x_total(Acc<T>(0));
-        for_channels<T>(S, [&](int64_t s, auto count) {
-          const V centred = load_vec(x + plane + s, count) - a.mean;
-          V dz = activate_grad(act, load_vec(g + plane + s, count), a.z(centred), slope);
-          if (count < lanes<T>) dz = V::set(V(Acc<T>(0)), dz, count);
-          dz_total = dz_total + dz;
-          dz_x_total = fmadd(dz, centred, dz_x_total);
-        });
-        dz_sum += sum<T>(dz_total);
-        dz_x_sum += sum<T>(dz_x_total);
-      }
-      sum_dz[gc] = static_cast<Acc<T>>(dz_sum);
-      sum_dz_x[gc] = static_cast<Acc<T>>(dz_x_sum);
-    }
+  const auto *g = static_cast<const T*>(args.grad), *x = static_cast<const T*>(args.input);
+  auto* dx = static_cast<T*>(args.grad_input);
+  const V slope(static_cast<Acc<T>>(args.negative_slope));
+  Parameters<T> p(m, args);
+  p.slope_x.resize(m.groups * m.channels);
+  p.offset.resize(m.groups * m.channels);
+  for_group_channels<T>(m, [&](int64_t gc, int64_t group, int64_t c) {
+    p.scale[gc] = p.weight[c] * p.rstd[gc];
+    const auto affine = Affine<T>::template at<false>(p, gc, c, All{});
+    double dz_sum = 0, dz_x_sum = 0;
+    for_planes(m, group, c, [&](int64_t plane) {
+      V dz_total(Acc<T>(0)), dz_x_total(Acc<T>(0));
+      for_vectors<T>(m.spatial, [&](int64_t s, auto count) {
+        const int64_t i = plane + s;
+        const V centred = load_vec(x + i, count) - affine.mean;
+        const V dz = activate_grad(act, load_vec(g + i, count), affine.z(centred), slope);  // 0 beyond count: so is grad
+        dz_total = dz_total + dz;
+        dz_x_total = fmadd(dz, centred, dz_x_total);
+      });
+      dz_sum += sum<T>(dz_total);
+      dz_x_sum += sum<T>(dz_x_total);
+    });
+    finish_gradients(args, p, gc, static_cast<double>(m.group_size()), dz_sum, dz_x_sum);
+    if (!dx) return;
+    const V slope_x(p.slope_x[gc]), offset(p.offset[gc]);
+    for_planes(m, group, c, [&](int64_t plane) {
+      for_vectors<T>(m.spatial, [&](int64_t s, auto count) {
+        const int64_t i = plane + s;
+        const V centred = load_vec(x + i, count) - affine.mean;
+        const V dz = activate_grad(act, load_vec(g + i, count), affine.z(centred), slope);
+        store_vec(dx + i, fmadd(dz, affine.scale, fmadd(centred, slope_x, offset)), count);
+      });
+    });
   });
 }
 
 // ---------------------------------------------------------------- the table
 
 template <typename F>
-void dispatch_dtype(at::ScalarType dtype, F&& f) {
-  AT_DISPATCH_FLOATING_TYPES_AND2(at::kBFloat16, at::kHalf, dtype, "bn_act", [&] { f(scalar_t()); });
+void dispatch(const Maps& m, Activation activation, F&& f) {
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kBFloat16, at::kHalf, m.dtype, "bn_act", [&] {
+    dispatch_activation(activation, [&](auto act) { f(scalar_t(), act); });
+  });
 }
 
-void statistics_entry(const Maps& m, const void* input, void* mean, void* var) {
-  dispatch_dtype(m.dtype, [&](auto t) {
+void forward(const Maps& m, const BnActForward& args) {
+  dispatch(m, args.activation, [&](auto t, auto act) {
     using T = decltype(t);
-    (m.channels_last ? statistics_channels_last<T> : statistics_contiguous<T>)(
-        m, static_cast<const T*>(input), static_cast<Acc<T>*>(mean), static_cast<Acc<T>*>(var));
+    m.channels_last ? forward_channels_last<T>(m, args, act) : forward_contiguous<T>(m, args, act);
   });
 }
 
-void forward_entry(const Maps& m, const Normalize& n, const void* input, void* output) {
-  dispatch_dtype(m.dtype, [&](auto t) {
-    dispatch_activation(n.activation, [&](auto act) {
-      using T = decltype(t);
-      using A = decltype(act);
-      (m.channels_last ? forward<T, true, A> : forward<T, false, A>)(
-          m, n, act, static_cast<const T*>(input), static_cast<T*>(output));
-    });
-  });
-}
-
-void reduce_grad_entry(const Maps& m, const Normalize& n, const void* grad, const void* input, void* sum_dz,
-                       void* sum_dz_x) {
-  dispatch_dtype(m.dtype, [&](auto t) {
-    dispatch_activation(n.activation, [&](auto act) {
-      using T = decltype(t);
-      using A = decltype(act);
-      (m.channels_last ? reduce_grad_channels_last<T, A> : reduce_grad_contiguous<T, A>)(
-          m, n, act, static_cast<const T*>(grad), static_cast<const T*>(input), static_cast<Acc<T>*>(sum_dz),
-          static_cast<Acc<T>*>(sum_dz_x));
-    });
-  });
-}
-
-void backward_entry(const Maps& m, const Normalize& n, const void* slope_x, const void* offset, const void* grad,
-                    const void* input, void* grad_input) {
-  dispatch_dtype(m.dtype, [&](auto t) {
-    dispatch_activation(n.activation, [&](auto act) {
-      using T = decltype(t);
-      using A = decltype(act);
-      (m.channels_last ? backward<T, true, A> : backward<T, false, A>)(
-          m, n, act, static_cast<const Acc<T>*>(slope_x), static_cast<const Acc<T>*>(offset),
-          static_cast<const T*>(grad), static_cast<const T*>(input), static_cast<T*>(grad_input));
-    });
+void backward(const Maps& m, const BnActBackward& args) {
+  dispatch(m, args.activation, [&](auto t, auto act) {
+    using T = decltype(t);
+    m.channels_last ? backward_channels_last<T>(m, args, act) : backward_contiguous<T>(m, args, act);
   });
 }
 
 }  // namespace
 
-extern const BnActKernels bn_act{statistics_entry, forward_entry, reduce_grad_entry, backward_entry};
+extern const BnActKernels bn_act{forward, backward};
 
 }  // namespace dcgan_fast::cpu::CPU_CAPABILITY

@@ -22,31 +22,44 @@ struct Maps {
   int64_t group_size() const { return batch / groups * spatial; }  // values per channel and group
 };
 
-// z = (x - mean) * scale + bias, then the activation. Accumulator type: float, or double for float64 maps.
-struct Normalize {
-  const void* mean;   // [groups, C]
-  const void* scale;  // [groups, C]: weight * rstd
-  const void* bias;   // [C]
+// Vectors are of the accumulator's type: float, or double for float64 maps.
+struct BnActForward {
+  const void* input;
+  void* output;        // may be input
+  const void* weight;  // [C]
+  const void* bias;    // [C]
+  void* mean;          // [groups, C]: written in training, else read
+  void* var;           // [groups, C], biased: as mean
+  void* rstd;          // [groups, C], written: 1 / sqrt(var + eps), 0 where both are 0
+  bool training;       // normalise by the statistics of the maps, or by those given
+  double eps;
+  Activation activation;
+  double negative_slope;
+};
+
+struct BnActBackward {
+  const void* grad;   // of the output
+  const void* input;  // the forward's: mask and normalised maps are recomputed from it
+  void* grad_input;   // may be grad; null: not wanted
+  const void* weight;  // [C]
+  const void* bias;    // [C]
+  const void* mean;    // [groups, C], as the forward left it
+  const void* rstd;    // [groups, C], as the forward left it
+  void* grad_weight;  // [groups, C], written: the groups' shares
+  void* grad_bias;    // [groups, C], written
+  bool training;      // did mean and rstd depend on the input?
   Activation activation;
   double negative_slope;
 };
 
 // One table per CPU capability; `bn_act_kernels()` picks the best that this machine runs.
 //
-// Bytes moved per element of e bytes (the floor on large maps): statistics reads e, forward reads e and writes e,
-// reduce_grad reads 2e, backward reads 2e and writes e. Results do not depend on the number of threads.
+// Bytes moved per element of e bytes, the floor on maps larger than the caches: forward 3e (statistics read, apply reads
+// and writes), backward 5e (the sums read both tensors, apply reads both and writes). Results do not depend on the number
+// of threads.
 struct BnActKernels {
-  // mean and biased variance per group and channel: `mean`, `var` are [groups, C]
-  void (*statistics)(const Maps&, const void* input, void* mean, void* var);
-  // output = activation(z); output may be input
-  void (*forward)(const Maps&, const Normalize&, const void* input, void* output);
-  // with dz = grad * activation'(z): sum(dz) and sum(dz * (x - mean)), both [groups, C]
-  void (*reduce_grad)(const Maps&, const Normalize&, const void* grad, const void* input, void* sum_dz,
-                      void* sum_dz_x);
-  // grad_input = scale * dz + slope_x * (x - mean) + offset; slope_x, offset are [groups, C].
-  // grad_input may be grad
-  void (*backward)(const Maps&, const Normalize&, const void* slope_x, const void* offset, const void* grad,
-                   const void* input, void* grad_input);
+  void (*forward)(const Maps&, const BnActForward&);
+  void (*backward)(const Maps&, const BnActBackward&);
 };
 
 const BnActKernels& bn_act_kernels();

@@ -1,7 +1,8 @@
-// Vectors of at least 16 accumulators for any storage type, on at::vec.
+// Pairs of at::vec vectors of accumulators, for any storage type.
 //
-// float32 is accumulated in float32, bfloat16 and float16 in float32, float64 in float64. One `Vec<T>`
-// holds `lanes<T>` elements: a pair of registers, so that a 16-bit register converts to exactly one Vec.
+// float32 is accumulated in float32, bfloat16 and float16 in float32, float64 in float64. A `Vec<T>` holds `lanes<T>`
+// elements in two registers, so that a 16-bit register converts to exactly one Vec. (at::vec::VectorizedN would be the
+// same thing, but GCC keeps its array in memory: four times slower.)
 #pragma once
 
 #include <ATen/OpMathType.h>
@@ -13,52 +14,147 @@
 #error "compile this file once per CPU capability: -DCPU_CAPABILITY=AVX512 and its -m flags"
 #endif
 
+#define VEC_INLINE inline __attribute__((always_inline))
+
 namespace dcgan_fast::cpu::CPU_CAPABILITY {
 
 template <typename T>
 using Acc = at::opmath_type<T>;
 
 template <typename T>
-using Vec = at::vec::VectorizedN<Acc<T>, 2>;
+struct Vec {
+  using A = Acc<T>;
+  using Half = at::vec::Vectorized<A>;
+  Half lo, hi;
+
+  Vec() = default;
+  VEC_INLINE explicit Vec(A value) : lo(value), hi(value) {}
+  VEC_INLINE Vec(Half l, Half h) : lo(l), hi(h) {}
+
+  friend VEC_INLINE Vec operator+(const Vec& a, const Vec& b) { return {a.lo + b.lo, a.hi + b.hi}; }
+  friend VEC_INLINE Vec operator-(const Vec& a, const Vec& b) { return {a.lo - b.lo, a.hi - b.hi}; }
+  friend VEC_INLINE Vec operator*(const Vec& a, const Vec& b) { return {a.lo * b.lo, a.hi * b.hi}; }
+  friend VEC_INLINE Vec operator/(const Vec& a, const Vec& b) { return {a.lo / b.lo, a.hi / b.hi}; }
+};
 
 template <typename T>
-inline constexpr int lanes = Vec<T>::size();
+inline constexpr int lanes = 2 * at::vec::Vectorized<Acc<T>>::size();
+
+// How many elements a load or store touches: all lanes, or the first `n`.
+struct All {};
+struct First {
+  int n;
+};
+
+// a * b + c
+template <typename T>
+VEC_INLINE Vec<T> fmadd(const Vec<T>& a, const Vec<T>& b, const Vec<T>& c) {
+  return {at::vec::fmadd(a.lo, b.lo, c.lo), at::vec::fmadd(a.hi, b.hi, c.hi)};
+}
+
+// max(v, 0); keeps NaN, as torch.relu does
+template <typename T>
+VEC_INLINE Vec<T> clamp_negative(const Vec<T>& v) {
+  const typename Vec<T>::Half zero(Acc<T>(0));
+  return {at::vec::clamp_min(v.lo, zero), at::vec::clamp_min(v.hi, zero)};
+}
+
+// positive where v > 0, other elsewhere (NaN included)
+template <typename T>
+VEC_INLINE Vec<T> where_positive(const Vec<T>& v, const Vec<T>& positive, const Vec<T>& other) {
+  using H = typename Vec<T>::Half;
+  const H zero(Acc<T>(0));
+  return {H::blendv(other.lo, positive.lo, v.lo > zero), H::blendv(other.hi, positive.hi, v.hi > zero)};
+}
+
+// 0 where v <= 0, other elsewhere (NaN included)
+template <typename T>
+VEC_INLINE Vec<T> zero_where_not_positive(const Vec<T>& v, const Vec<T>& other) {
+  using H = typename Vec<T>::Half;
+  const H zero(Acc<T>(0));
+  return {H::blendv(other.lo, zero, v.lo <= zero), H::blendv(other.hi, zero, v.hi <= zero)};
+}
 
 template <typename T>
-inline Vec<T> load_vec(const T* p) {
+VEC_INLINE Vec<T> tanh(const Vec<T>& v) {
+  return {v.lo.tanh(), v.hi.tanh()};
+}
+
+template <typename T>
+VEC_INLINE Vec<T> sigmoid(const Vec<T>& v) {
+  const Vec<T> one(Acc<T>(1));
+  return one / (one + Vec<T>{v.lo.neg().exp(), v.hi.neg().exp()});
+}
+
+// ---------------------------------------------------------------- memory; `acc` in the name: an array of accumulators
+
+template <typename T>
+VEC_INLINE Vec<T> load_acc(const Acc<T>* p, All = {}) {
+  using H = typename Vec<T>::Half;
+  return {H::loadu(p), H::loadu(p + H::size())};
+}
+
+// The other lanes hold zeros.
+template <typename T>
+inline Vec<T> load_acc(const Acc<T>* p, First first) {
+  alignas(64) Acc<T> buffer[lanes<T>] = {};
+  for (int i = 0; i < first.n; ++i) buffer[i] = p[i];
+  return load_acc<T>(buffer);
+}
+
+template <typename T>
+VEC_INLINE void store_acc(Acc<T>* p, const Vec<T>& v, All = {}) {
+  v.lo.store(p);
+  v.hi.store(p + Vec<T>::Half::size());
+}
+
+template <typename T>
+inline void store_acc(Acc<T>* p, const Vec<T>& v, First first) {
+  alignas(64) Acc<T> buffer[lanes<T>];
+  store_acc(buffer, v);
+  for (int i = 0; i < first.n; ++i) p[i] = buffer[i];
+}
+
+template <typename T>
+VEC_INLINE Vec<T> load_vec(const T* p, All = {}) {
   if constexpr (std::is_same_v<T, Acc<T>>) {
-    return Vec<T>::loadu(p);
+    return load_acc<T>(p);
   } else {
-    return at::vec::convert<Acc<T>, 2, T, 1>(at::vec::VectorizedN<T, 1>::loadu(p));
+    const auto wide = at::vec::convert<Acc<T>, 2, T, 1>(at::vec::VectorizedN<T, 1>(at::vec::Vectorized<T>::loadu(p)));
+    return {wide[0], wide[1]};
   }
 }
 
-// The first `count` elements; the other lanes hold arbitrary finite numbers.
 template <typename T>
-inline Vec<T> load_vec(const T* p, int count) {
-  if (count == lanes<T>) return load_vec(p);
+inline Vec<T> load_vec(const T* p, First first) {
+  alignas(64) T buffer[lanes<T>] = {};
+  for (int i = 0; i < first.n; ++i) buffer[i] = p[i];
+  return load_vec(buffer);
+}
+
+template <typename T>
+VEC_INLINE void store_vec(T* p, const Vec<T>& v, All = {}) {
   if constexpr (std::is_same_v<T, Acc<T>>) {
-    return Vec<T>::loadu(p, count);
+    store_acc<T>(p, v);
   } else {
-    return at::vec::convert<Acc<T>, 2, T, 1>(at::vec::VectorizedN<T, 1>::loadu(p, count));
+    const at::vec::Vectorized<T> narrow =
+        at::vec::convert<T, 1, Acc<T>, 2>(at::vec::VectorizedN<Acc<T>, 2>(v.lo, v.hi));
+    narrow.store(p);
   }
 }
 
 template <typename T>
-inline void store_vec(T* p, const Vec<T>& v, int count = lanes<T>) {
-  if constexpr (std::is_same_v<T, Acc<T>>) {
-    count == lanes<T> ? v.store(p) : v.store(p, count);
-  } else {
-    const auto narrow = at::vec::convert<T, 1, Acc<T>, 2>(v);
-    count == lanes<T> ? narrow.store(p) : narrow.store(p, count);
-  }
+inline void store_vec(T* p, const Vec<T>& v, First first) {
+  alignas(64) T buffer[lanes<T>];
+  store_vec(buffer, v);
+  for (int i = 0; i < first.n; ++i) p[i] = buffer[i];
 }
 
 // In double: a lane's sum is small, and 32 of them added in float would lose digits of a mean near zero.
 template <typename T>
 inline double sum(const Vec<T>& v) {
-  Acc<T> parts[lanes<T>];
-  v.store(parts);
+  alignas(64) Acc<T> parts[lanes<T>];
+  store_acc(parts, v);
   double total = 0;
   for (const Acc<T> part : parts) total += part;
   return total;

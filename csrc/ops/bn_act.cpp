@@ -17,8 +17,6 @@
 #include <ATen/ops/zeros_like.h>
 #include <torch/library.h>
 
-#include <cmath>
-
 #include "../checks.h"
 #include "../cpu/bn_act.h"
 #include "autograd.h"
@@ -75,70 +73,46 @@ void update_running(const Tensor& running, const Tensor& batch, double momentum,
   if (!running.is_inference()) running.unsafeGetTensorImpl()->bump_version();
 }
 
-// var -> rstd in place; 0 where PyTorch has 0 (no variance and no eps).
-void reciprocal_std_(Tensor& var, double eps) {
-  AT_DISPATCH_FLOATING_TYPES(var.scalar_type(), "reciprocal_std", [&] {
-    auto* p = var.mutable_data_ptr<scalar_t>();
-    for (int64_t i = 0; i < var.numel(); ++i) {
-      p[i] = p[i] == 0 && eps == 0 ? scalar_t(0) : 1 / std::sqrt(p[i] + static_cast<scalar_t>(eps));
-    }
-  });
-}
+Tensor accumulators(const Tensor& vector, at::ScalarType acc) { return vector.to(acc).contiguous(); }
 
 std::tuple<Tensor, Tensor> bn_act_run_cpu(const BnActOptions& o, const Tensor& input, const BnTensors& bn,
                                           Tensor& output) {
   const auto maps = maps_of(input, o.groups());
   const auto acc = at::toOpMathType(input.scalar_type());
-  Tensor mean, var;
-  if (o.training) {
-    mean = at::empty({maps.groups, maps.channels}, input.options().dtype(acc).memory_format(at::MemoryFormat::Contiguous));
-    var = at::empty_like(mean);
-    cpu::bn_act_kernels().statistics(maps, input.const_data_ptr(), mean.mutable_data_ptr(), var.mutable_data_ptr());
-    if (bn.running_mean) {
-      const double n = static_cast<double>(maps.group_size());
-      update_running(*bn.running_mean, mean, o.momentum, 1);
-      update_running(*bn.running_var, var, o.momentum, n / (n - 1));
-    }
-  } else {
-    mean = bn.running_mean->to(acc, /*non_blocking=*/false, /*copy=*/true).contiguous().unsqueeze(0);
-    var = bn.running_var->to(acc, /*non_blocking=*/false, /*copy=*/true).contiguous().unsqueeze(0);
-  }
-  reciprocal_std_(var, o.eps);
-  const Tensor scale = var * bn.weight.to(acc), bias = bn.bias.to(acc).contiguous();
+  const Tensor weight = accumulators(bn.weight, acc), bias = accumulators(bn.bias, acc);
+  const Tensor rstd = at::empty({maps.groups, maps.channels}, weight.options());
+  // saved for backward, so a copy: the running statistics go on changing
+  const Tensor mean = o.training ? at::empty_like(rstd) : bn.running_mean->to(acc, false, /*copy=*/true).view_as(rstd);
+  const Tensor var = o.training ? at::empty_like(rstd) : accumulators(*bn.running_var, acc);
   cpu::bn_act_kernels().forward(
-      maps, {mean.const_data_ptr(), scale.const_data_ptr(), bias.const_data_ptr(), o.activation, o.negative_slope},
-      input.const_data_ptr(), output.mutable_data_ptr());
-  return {mean, var};
+      maps, {input.const_data_ptr(), output.mutable_data_ptr(), weight.const_data_ptr(), bias.const_data_ptr(),
+             mean.mutable_data_ptr(), var.mutable_data_ptr(), rstd.mutable_data_ptr(), o.training, o.eps, o.activation,
+             o.negative_slope});
+  if (o.training && bn.running_mean) {
+    const auto n = static_cast<double>(maps.group_size());
+    update_running(*bn.running_mean, mean, o.momentum, 1);
+    update_running(*bn.running_var, var, o.momentum, n / (n - 1));
+  }
+  return {mean, rstd};
 }
 
 std::tuple<Tensor, Tensor, Tensor> bn_act_run_backward_cpu(const BnActOptions& o, const Tensor& grad,
-                                                           const Tensor& input, const Tensor& weight,
-                                                           const Tensor& bias, const Tensor& mean, const Tensor& rstd,
-                                                           std::array<bool, 3> mask) {
+                                                           const Tensor& input, const Tensor& bn_weight,
+                                                           const Tensor& bn_bias, const Tensor& mean,
+                                                           const Tensor& rstd, std::array<bool, 3> mask) {
   const auto maps = maps_of(input, o.groups());
-  const auto acc = mean.scalar_type();
-  const Tensor scale = rstd * weight.to(acc), acc_bias = bias.to(acc).contiguous();
-  const cpu::Normalize normalize{mean.const_data_ptr(), scale.const_data_ptr(), acc_bias.const_data_ptr(),
-                                 o.activation, o.negative_slope};
-  Tensor sum_dz = at::empty_like(mean), sum_dz_x = at::empty_like(mean);
-  cpu::bn_act_kernels().reduce_grad(maps, normalize, grad.const_data_ptr(), input.const_data_ptr(),
-                                    sum_dz.mutable_data_ptr(), sum_dz_x.mutable_data_ptr());
-  Tensor grad_input, grad_weight, grad_bias;
-  if (mask[0]) {
-    // dx = scale * (dz - mean(dz) - (x - mean) rstd^2 mean(dz (x - mean))); fixed statistics keep the first term alone
-    Tensor slope_x = at::zeros_like(mean), offset = slope_x;
-    if (o.training) {
-      const auto n = static_cast<double>(maps.group_size());
-      slope_x = scale * rstd * rstd * sum_dz_x * (-1 / n);
-      offset = scale * sum_dz * (-1 / n);
-    }
-    grad_input = at::empty_like(input);
-    cpu::bn_act_kernels().backward(maps, normalize, slope_x.const_data_ptr(), offset.const_data_ptr(),
-                                   grad.const_data_ptr(), input.const_data_ptr(), grad_input.mutable_data_ptr());
-  }
-  if (mask[1]) grad_weight = (sum_dz_x * rstd).sum(0).to(weight.scalar_type());
-  if (mask[2]) grad_bias = sum_dz.sum(0).to(bias.scalar_type());
-  return {grad_input, grad_weight, grad_bias};
+  const Tensor weight = accumulators(bn_weight, mean.scalar_type()), bias = accumulators(bn_bias, mean.scalar_type());
+  const Tensor grad_input = mask[0] ? at::empty_like(input) : Tensor();
+  const Tensor grad_weight = at::empty_like(mean), grad_bias = at::empty_like(mean);
+  cpu::bn_act_kernels().backward(
+      maps, {grad.const_data_ptr(), input.const_data_ptr(), mask[0] ? grad_input.mutable_data_ptr() : nullptr,
+             weight.const_data_ptr(), bias.const_data_ptr(), mean.const_data_ptr(), rstd.const_data_ptr(),
+             grad_weight.mutable_data_ptr(), grad_bias.mutable_data_ptr(), o.training, o.activation, o.negative_slope});
+  const auto over_groups = [&](const Tensor& shares, const Tensor& like) {
+    return (maps.groups == 1 ? shares.squeeze(0) : shares.sum(0)).to(like.scalar_type());
+  };
+  return {grad_input, mask[1] ? over_groups(grad_weight, bn_weight) : Tensor(),
+          mask[2] ? over_groups(grad_bias, bn_bias) : Tensor()};
 }
 
 }  // namespace
