@@ -25,7 +25,9 @@ OLDEST_TORCH = "2.11"
 
 def _target_site_packages() -> list[str]:
     candidates = [sysconfig.get_path("platlib"), sysconfig.get_path("purelib")]
-    if venv := os.environ.get("VIRTUAL_ENV"):  # uv builds in an environment of its own and names the target so
+    if venv := os.environ.get(
+        "VIRTUAL_ENV"
+    ):  # uv builds in an environment of its own and names the target so
         bases = {"base": venv, "platbase": venv, "installed_base": venv, "installed_platbase": venv}
         candidates.append(sysconfig.get_path("platlib", vars=bases))
     config = Path(sys.prefix, "pyvenv.cfg")

@@ -37,7 +37,10 @@ def test_bn_act(channels, side, activation, dtype, small, bandwidth, benchmark, 
     x = torch.randn(batch, channels, side, side, dtype=dtype).to(memory_format=torch.channels_last)
     x.requires_grad_()
     grad = torch.randn_like(x)
-    weight, bias = torch.ones(channels, requires_grad=True), torch.zeros(channels, requires_grad=True)
+    weight, bias = (
+        torch.ones(channels, requires_grad=True),
+        torch.zeros(channels, requires_grad=True),
+    )
     mean, var = torch.zeros(channels), torch.ones(channels)
 
     def ours():

@@ -10,7 +10,9 @@ _rows: list[dict[str, object]] = []
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--small", action="store_true", help="a few small cases: does every benchmark run?")
+    parser.addoption(
+        "--small", action="store_true", help="a few small cases: does every benchmark run?"
+    )
 
 
 @pytest.fixture(scope="session")
@@ -29,7 +31,9 @@ def record(benchmark):
     """``record(**figures)`` puts figures into pytest-benchmark's JSON and the closing table."""
 
     def keep(**figures: object) -> None:
-        benchmark.extra_info.update(figures, threads=torch.get_num_threads(), torch=torch.__version__)
+        benchmark.extra_info.update(
+            figures, threads=torch.get_num_threads(), torch=torch.__version__
+        )
         _rows.append(figures)
 
     return keep
@@ -43,7 +47,9 @@ def pytest_terminal_summary(terminalreporter) -> None:
     widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
     terminalreporter.section("contenders, interleaved, medians")
     for line in (columns, *cells):
-        terminalreporter.line("  ".join(f"{cell:>{width}}" for cell, width in zip(line, widths, strict=True)))
+        terminalreporter.line(
+            "  ".join(f"{cell:>{width}}" for cell, width in zip(line, widths, strict=True))
+        )
 
 
 def _text(value: object) -> str:

@@ -11,7 +11,14 @@ from typing import Any
 
 import torch  # noqa: F401  (its libraries must be loaded before ours)
 
-from . import _C, functional, nn, reference
+try:
+    from . import _C
+except ModuleNotFoundError as error:
+    raise ImportError(
+        "dcgan_fast was found without its compiled half: run `pip install .` in its source folder "
+        "and import it from another folder, or use `pip install -e .`"
+    ) from error
+from . import functional, models, nn, reference
 from .errors import UserError
 from .nn import FusedSequential, explain, fuse, unfuse
 
@@ -24,6 +31,7 @@ __all__ = [
     "explain",
     "functional",
     "fuse",
+    "models",
     "nn",
     "reference",
     "unfuse",

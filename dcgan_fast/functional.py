@@ -352,7 +352,8 @@ def conv_transpose_act(
 
 # ---------------------------------------------------------------- shapes without data
 #
-# Fake kernels of the registered halves: what torch.compile and export need to know. The public ops decompose into these.
+# Fake kernels of the registered halves: what torch.compile and export need to know. The public ops
+# decompose into these.
 
 
 def _dense_maps(input: Tensor) -> Tensor:
@@ -383,8 +384,18 @@ def _convolution(
 
 
 @torch.library.register_fake("dcgan_fast::bn_act_forward")
-def _(
-    input, bn_weight, bn_bias, running_mean, running_var, activation, negative_slope, training, momentum, eps, stat_groups  # fmt: skip
+def _(  # type: ignore[no-untyped-def]
+    input,
+    bn_weight,
+    bn_bias,
+    running_mean,
+    running_var,
+    activation,
+    negative_slope,
+    training,
+    momentum,
+    eps,
+    stat_groups,  # fmt: skip
 ):
     maps = _dense_maps(input)
     mean = _statistics(input, input.size(1), training, stat_groups)
@@ -392,46 +403,122 @@ def _(
 
 
 @torch.library.register_fake("dcgan_fast::bn_act_backward")
-def _(
-    grad, input, bn_weight, bn_bias, mean, rstd, activation, negative_slope, training, stat_groups, output_mask  # fmt: skip
+def _(  # type: ignore[no-untyped-def]
+    grad,
+    input,
+    bn_weight,
+    bn_bias,
+    mean,
+    rstd,
+    activation,
+    negative_slope,
+    training,
+    stat_groups,
+    output_mask,  # fmt: skip
 ):
     wanted = (_dense_maps(input), bn_weight, bn_bias)
-    return tuple(torch.empty_like(t) if m else None for t, m in zip(wanted, output_mask, strict=True))
+    return tuple(
+        torch.empty_like(t) if m else None for t, m in zip(wanted, output_mask, strict=True)
+    )
 
 
 @torch.library.register_fake("dcgan_fast::conv_bn_act_forward")
-def _(
-    input, weight, bn_weight, bn_bias, running_mean, running_var, stride, padding, output_padding, transposed, activation, negative_slope, training, momentum, eps, stat_groups, save  # fmt: skip
+def _(  # type: ignore[no-untyped-def]
+    input,
+    weight,
+    bn_weight,
+    bn_bias,
+    running_mean,
+    running_var,
+    stride,
+    padding,
+    output_padding,
+    transposed,
+    activation,
+    negative_slope,
+    training,
+    momentum,
+    eps,
+    stat_groups,
+    save,  # fmt: skip
 ):
-    maps = _dense_maps(_convolution(input, weight, None, stride, padding, output_padding, transposed))
+    maps = _dense_maps(
+        _convolution(input, weight, None, stride, padding, output_padding, transposed)
+    )
     mean = _statistics(input, maps.size(1), training, stat_groups)
     saved = maps if save else maps.new_empty(0)
     return torch.empty_like(maps), saved, mean, torch.empty_like(mean)
 
 
 @torch.library.register_fake("dcgan_fast::conv_bn_act_backward")
-def _(
-    grad, input, weight, conv_output, bn_weight, bn_bias, mean, rstd, stride, padding, output_padding, transposed, activation, negative_slope, training, stat_groups, output_mask  # fmt: skip
+def _(  # type: ignore[no-untyped-def]
+    grad,
+    input,
+    weight,
+    conv_output,
+    bn_weight,
+    bn_bias,
+    mean,
+    rstd,
+    stride,
+    padding,
+    output_padding,
+    transposed,
+    activation,
+    negative_slope,
+    training,
+    stat_groups,
+    output_mask,  # fmt: skip
 ):
     grad_input, grad_weight, _ = torch.ops.aten.convolution_backward(
-        torch.empty_like(conv_output), input, weight, None, stride, padding, [1, 1], transposed, output_padding, 1, [*output_mask[:2], False]  # fmt: skip
+        torch.empty_like(conv_output),
+        input,
+        weight,
+        None,
+        stride,
+        padding,
+        [1, 1],
+        transposed,
+        output_padding,
+        1,
+        [*output_mask[:2], False],  # fmt: skip
     )
     params = zip((bn_weight, bn_bias), output_mask[2:], strict=True)
     return grad_input, grad_weight, *(torch.empty_like(t) if m else None for t, m in params)
 
 
 @torch.library.register_fake("dcgan_fast::conv_act_forward")
-def _(
+def _(  # type: ignore[no-untyped-def]
     input, weight, bias, stride, padding, output_padding, transposed, activation, negative_slope
 ):
     return _convolution(input, weight, bias, stride, padding, output_padding, transposed)
 
 
 @torch.library.register_fake("dcgan_fast::conv_act_backward")
-def _(
-    grad, input, weight, output, stride, padding, output_padding, transposed, activation, negative_slope, output_mask  # fmt: skip
+def _(  # type: ignore[no-untyped-def]
+    grad,
+    input,
+    weight,
+    output,
+    stride,
+    padding,
+    output_padding,
+    transposed,
+    activation,
+    negative_slope,
+    output_mask,  # fmt: skip
 ):
     bias_sizes = [weight.size(1 if transposed else 0)]
     return torch.ops.aten.convolution_backward(
-        grad, input, weight, bias_sizes, stride, padding, [1, 1], transposed, output_padding, 1, output_mask  # fmt: skip
+        grad,
+        input,
+        weight,
+        bias_sizes,
+        stride,
+        padding,
+        [1, 1],
+        transposed,
+        output_padding,
+        1,
+        output_mask,  # fmt: skip
     )

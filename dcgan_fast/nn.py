@@ -29,7 +29,11 @@ M = TypeVar("M", bound=nn.Module)
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
-_NORMALISATIONS = {nn.BatchNorm1d: (2, 3), nn.BatchNorm2d: (4,), nn.BatchNorm3d: (5,)}  # input ranks
+_NORMALISATIONS = {
+    nn.BatchNorm1d: (2, 3),
+    nn.BatchNorm2d: (4,),
+    nn.BatchNorm3d: (5,),
+}  # input ranks
 _ACTIVATIONS = {
     nn.ReLU: "relu",
     nn.LeakyReLU: "leaky_relu",
@@ -56,14 +60,17 @@ class _Run:
         return f"conv{transposed}{'' if self.normalisation is None else '_bn'}_act"
 
     def serves(self, input: Tensor) -> bool:
-        if self.op is None or input.dtype not in _DTYPES or not functional.served(input):
+        if input.dtype not in _DTYPES or not functional.served(input):
             return False
         if self.convolution is not None:
             return input.dim() == 4
-        return input.dim() in _NORMALISATIONS[type(self.normalisation)]
+        return (
+            self.normalisation is not None
+            and input.dim() in _NORMALISATIONS[type(self.normalisation)]
+        )
 
     def __call__(self, input: Tensor) -> Tensor:
-        if not self.serves(input):
+        if self.op is None or not self.serves(input):
             for module in self.modules:
                 input = module(input)
             return input
@@ -142,7 +149,11 @@ def _plan(modules: Sequence[nn.Module]) -> Iterator[_Run]:
     reasons = [_obstacle(module) for module in modules]
 
     def at(i: int, kinds: Iterable[type]) -> nn.Module | None:
-        return modules[i] if i < len(modules) and not reasons[i] and type(modules[i]) in kinds else None
+        return (
+            modules[i]
+            if i < len(modules) and not reasons[i] and type(modules[i]) in kinds
+            else None
+        )
 
     i = 0
     while i < len(modules):
@@ -159,7 +170,8 @@ def _plan(modules: Sequence[nn.Module]) -> Iterator[_Run]:
             yield _Run(modules[start:i], conv, bn, act)  # type: ignore[arg-type]
         else:
             yield _Run(
-                modules[i : i + 1], reason=reasons[i] or "an activation after no convolution or batch norm"
+                modules[i : i + 1],
+                reason=reasons[i] or "an activation after no convolution or batch norm",
             )
             i += 1
 
@@ -207,7 +219,9 @@ def _reclass(model: M, old: type[nn.Module], new: type[nn.Module], inplace: bool
     model = model if inplace else copy.deepcopy(model)
     for module in model.modules():
         if type(module) is old:
-            module.__class__ = new  # FusedSequential adds no state, so the object is complete as it is
+            module.__class__ = (
+                new  # FusedSequential adds no state, so the object is complete as it is
+            )
     return model
 
 
@@ -218,7 +232,8 @@ def explain(model: nn.Module) -> str:
         Lines of ``path  children  ->  op``; where no op serves, the reason. Convolutions and batch norms outside an
         ``nn.Sequential`` are listed as left alone. The empty string for a model with none of these.
     """
-    lines, seen = [], set()
+    lines: list[tuple[str, str, str]] = []
+    seen: set[int] = set()
     for path, module in model.named_modules():
         if not isinstance(module, nn.Sequential):
             continue
@@ -231,7 +246,9 @@ def explain(model: nn.Module) -> str:
                 verdict = f"dcgan_fast.{run.op}" if run.op else f"itself: {run.reason}"
             else:
                 verdict = "itself: in a plain Sequential (fuse() changes that)"
-            where = ".".join(filter(None, [path, f"{names[0]}-{names[-1]}" if len(names) > 1 else names[0]]))
+            where = ".".join(
+                filter(None, [path, f"{names[0]}-{names[-1]}" if len(names) > 1 else names[0]])
+            )
             lines.append((where, " + ".join(type(m).__name__ for m in run.modules), verdict))
     for path, module in model.named_modules():
         if isinstance(module, (*_CONVOLUTIONS, _BatchNorm)) and id(module) not in seen:
@@ -273,8 +290,8 @@ def population_statistics(model: nn.Module, inputs: Iterable[Tensor]) -> None:
     """Sets the running statistics of every batch norm to their average over the batches ``inputs``.
 
     One forward pass per batch, without gradients. The estimate does not depend on momentum or on the order of the
-    batches. The DCGAN authors' SVHN code does so at test time (Newmu/dcgan_code, svhn), with biased variances; here they
-    are unbiased, as PyTorch's running variances are.
+    batches. The DCGAN authors' SVHN code does so at test time (Newmu/dcgan_code, svhn), with biased variances; here
+    they are unbiased, as PyTorch's running variances are.
 
     Args:
         model: called as ``model(batch)`` for each batch, with batch norms (and dropout) in training mode.
@@ -287,7 +304,9 @@ def population_statistics(model: nn.Module, inputs: Iterable[Tensor]) -> None:
     try:
         first = next(batches)
     except StopIteration:
-        raise ValueError("population_statistics(): 'inputs' must hold at least one batch, got none") from None
+        raise ValueError(
+            "population_statistics(): 'inputs' must hold at least one batch, got none"
+        ) from None
 
     def all_batches() -> Iterator[Tensor]:
         yield first

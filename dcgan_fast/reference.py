@@ -93,7 +93,14 @@ def bn_act(
         if training and process_group is not None:
             normalised.append(
                 _synchronised_batch_norm(
-                    part, bn_weight, bn_bias, running_mean, running_var, momentum, eps, process_group
+                    part,
+                    bn_weight,
+                    bn_bias,
+                    running_mean,
+                    running_var,
+                    momentum,
+                    eps,
+                    process_group,
                 )
             )
         else:

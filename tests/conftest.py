@@ -30,8 +30,8 @@ def assert_as_accurate(
 ) -> None:
     """Holds our error against float64 to ``times`` PyTorch's own in the same dtype.
 
-    PyTorch's error can be zero by luck on small tensors, so ``floor`` epsilons are always allowed: 1/std, its product with
-    the weight, the centred value and the sum round once each, which makes two. They are epsilons of the result's dtype,
+    PyTorch's error can be zero by luck on small tensors, so ``floor`` epsilons are always allowed: 1/std, its product
+    with the weight, the centred value and the sum round once each, which makes two. They are of the result's dtype,
     or of ``rounded``: the dtype of an intermediate result that both sides round to. Random shapes ask for a higher
     floor, since sums of a few terms may nearly cancel; a wrong index is off by far more.
     """

@@ -10,7 +10,14 @@ import torch
 from torch import nn
 
 import dcgan_fast
-from dcgan_fast.nn import FusedSequential, batch_norm_mode, explain, fuse, population_statistics, unfuse
+from dcgan_fast.nn import (
+    FusedSequential,
+    batch_norm_mode,
+    explain,
+    fuse,
+    population_statistics,
+    unfuse,
+)
 
 
 def generator() -> nn.Sequential:
@@ -89,7 +96,9 @@ def test_fuse_reaches_nested_sequences_and_leaves_subclasses():
         def forward(self, x):
             return super().forward(x) + 1
 
-    model = nn.ModuleDict({"a": nn.Sequential(nn.Sequential(nn.Conv2d(3, 3, 1)), nn.ReLU()), "b": Own(nn.ReLU())})
+    model = nn.ModuleDict(
+        {"a": nn.Sequential(nn.Sequential(nn.Conv2d(3, 3, 1)), nn.ReLU()), "b": Own(nn.ReLU())}
+    )
     fused = fuse(model)
     assert type(fused["a"]) is type(fused["a"][0]) is FusedSequential
     assert type(fused["b"]) is Own
@@ -104,7 +113,9 @@ def test_a_fused_net_is_copied_pickled_sliced_and_initialised_by_class_name():
     assert type(fused[:3]) is FusedSequential and len(fused[:3]) == 3
     seen = []
     fused.apply(lambda m: seen.append(m.__class__.__name__))
-    assert sum("Conv" in name for name in seen) == 3 and sum("BatchNorm" in name for name in seen) == 2
+    assert (
+        sum("Conv" in name for name in seen) == 3 and sum("BatchNorm" in name for name in seen) == 2
+    )
 
 
 @pytest.mark.parametrize("kind", ["forward", "forward_pre", "full_backward", "full_backward_pre"])
@@ -122,7 +133,9 @@ def test_a_child_with_hooks_runs_as_itself(kind):
 def test_global_hooks_see_every_child():
     fused = fuse(generator())
     seen = []
-    handle = nn.modules.module.register_module_forward_hook(lambda m, i, o: seen.append(type(m).__name__))
+    handle = nn.modules.module.register_module_forward_hook(
+        lambda m, i, o: seen.append(type(m).__name__)
+    )
     try:
         fused(torch.randn(2, 10, 1, 1))
     finally:
@@ -161,7 +174,11 @@ def test_unusual_children_run_right(children, reason, training):
 
 @pytest.mark.parametrize(
     "norm, shape",
-    [(nn.BatchNorm1d(6), (5, 6)), (nn.BatchNorm1d(6), (5, 6, 7)), (nn.BatchNorm3d(6), (2, 6, 3, 4, 5))],
+    [
+        (nn.BatchNorm1d(6), (5, 6)),
+        (nn.BatchNorm1d(6), (5, 6, 7)),
+        (nn.BatchNorm3d(6), (2, 6, 3, 4, 5)),
+    ],
 )
 def test_batch_norms_of_other_ranks(norm, shape):
     plain = nn.Sequential(norm, nn.LeakyReLU(0.1))

@@ -27,7 +27,18 @@ def test_reference_is_the_three_modules(transposed, activation):
     x = torch.randn(4, 3, 8, 8)
     mean, var = torch.zeros(5), torch.ones(5)
     op = reference.conv_transpose_bn_act if transposed else reference.conv_bn_act
-    y = op(x, conv.weight, bn.weight, bn.bias, mean, var, stride=2, padding=1, activation=activation, training=True)
+    y = op(
+        x,
+        conv.weight,
+        bn.weight,
+        bn.bias,
+        mean,
+        var,
+        stride=2,
+        padding=1,
+        activation=activation,
+        training=True,
+    )
     torch.testing.assert_close(y, act(bn(conv(x))))
     torch.testing.assert_close([mean, var], [bn.running_mean, bn.running_var])
     op = reference.conv_transpose_act if transposed else reference.conv_act
@@ -39,7 +50,9 @@ def test_reference_names_wrong_arguments():
     with pytest.raises(ValueError, match="'activation' must be .* got 'gelu'"):
         reference.conv_act(torch.randn(1, 3, 8, 8), torch.randn(3, 3, 1, 1), activation="gelu")
     with pytest.raises(ValueError, match="'stat_groups' must divide the batch of 3, got 2"):
-        reference.bn_act(torch.randn(3, 2, 2, 2), *torch.ones(2, 2), None, None, training=True, stat_groups=2)
+        reference.bn_act(
+            torch.randn(3, 2, 2, 2), *torch.ones(2, 2), None, None, training=True, stat_groups=2
+        )
 
 
 def _joined_batch(rank: int, world: int, store: str, results: mp.Queue) -> None:
@@ -50,7 +63,9 @@ def _joined_batch(rank: int, world: int, store: str, results: mp.Queue) -> None:
     mine = slice(2 * rank, 2 * rank + 2)
     leaves = [t.clone().requires_grad_() for t in (x[mine], weight, *bn)]
     running = [torch.zeros(5), torch.ones(5)]
-    y = functional.conv_bn_act(*leaves, *running, padding=1, training=True, process_group=dist.group.WORLD)
+    y = functional.conv_bn_act(
+        *leaves, *running, padding=1, training=True, process_group=dist.group.WORLD
+    )
     y.backward(grad[mine])
     for leaf in leaves[1:]:  # parameters' gradients are summed over processes, as DDP does
         dist.all_reduce(leaf.grad)
@@ -63,7 +78,8 @@ def test_process_group_equals_one_process_on_the_joined_batch(tmp_path):
     context = mp.get_context("spawn")
     results = context.Queue()
     processes = [
-        context.Process(target=_joined_batch, args=(rank, 2, str(tmp_path / "store"), results)) for rank in range(2)
+        context.Process(target=_joined_batch, args=(rank, 2, str(tmp_path / "store"), results))
+        for rank in range(2)
     ]
     for process in processes:
         process.start()
@@ -79,6 +95,11 @@ def test_process_group_equals_one_process_on_the_joined_batch(tmp_path):
     y.backward(grad)
     for rank, values in parts.items():
         mine = slice(2 * rank, 2 * rank + 2)
-        expected = [y.detach()[mine], leaves[0].grad[mine], *(leaf.grad for leaf in leaves[1:]), *running]
+        expected = [
+            y.detach()[mine],
+            leaves[0].grad[mine],
+            *(leaf.grad for leaf in leaves[1:]),
+            *running,
+        ]
         for ours, other in zip(values, expected, strict=True):
             torch.testing.assert_close(torch.tensor(ours), other, rtol=1e-4, atol=1e-4)

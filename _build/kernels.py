@@ -1,0 +1,112 @@
+"""How the kernels are compiled: those of the CPU once per capability, those of CUDA by nvcc, none with torch's builder."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any, NoReturn
+
+CSRC = Path("csrc")
+CPU_KERNELS = [CSRC / "cpu/bn_act.cpp"]  # compiled once per variant; the rest of csrc once
+X86 = platform.machine().lower() in ("x86_64", "amd64")
+CPU_VARIANTS = {  # generic first: the linker keeps the first copy of an inline function, which must run everywhere
+    "DEFAULT": [],
+    "AVX2": ["-mavx2", "-mfma", "-mf16c"],
+    "AVX512": ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mf16c"],
+}
+OLDEST_TORCH = (2, 11)
+CUDA_ARCHITECTURES = "8.0;9.0a;10.0;12.0+PTX"
+
+
+def stop(message: str) -> NoReturn:
+    raise SystemExit(f"\ndcgan_fast cannot be built: {message}\n")
+
+
+def import_torch() -> tuple[Any, tuple[int, ...]]:
+    """The torch to build against, and its (major, minor)."""
+    try:
+        import torch
+    except ImportError:
+        stop("torch is not installed: pip install torch")
+    found = tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2])
+    if found < OLDEST_TORCH:
+        stop(
+            f"torch 2.11 or newer is needed, found {torch.__version__}: pip install --upgrade torch"
+        )
+    return torch, found
+
+
+def cpu_commands(cxx: str, flags: list[str], includes: list[str]) -> list[list[str]]:
+    """Compiler calls, each without its last argument, the folder's object file: ``<variant>_<source>.o``."""
+    return [
+        [cxx, "-std=c++20", *flags, "-fPIC", *isa, f"-DCPU_CAPABILITY={variant}", f"-DCPU_CAPABILITY_{variant}",
+         *(f"-I{path}" for path in includes), "-c", str(source), "-o", f"{variant}_{source.name}.o"]
+        for source in CPU_KERNELS
+        for variant, isa in CPU_VARIANTS.items()
+        if variant == "DEFAULT" or X86
+    ]  # fmt: skip
+
+
+def cuda_home() -> Path | None:
+    """The toolkit to build with. nvcc on PATH may be a wrapper script: only a root with the runtime in it counts."""
+    wanted = os.environ.get("DCGAN_FAST_CUDA", "auto").lower()
+    if wanted not in ("auto", "0", "1"):
+        stop(f"DCGAN_FAST_CUDA must be auto, 0 or 1, got {wanted!r}")
+    if wanted == "0":
+        return None
+    named = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    nvcc = shutil.which("nvcc")
+    for root in (
+        [named] if named else ["/usr/local/cuda", nvcc and Path(nvcc).resolve().parent.parent]
+    ):
+        if (
+            root
+            and Path(root, "bin/nvcc").exists()
+            and Path(root, "lib64/libcudart_static.a").exists()
+        ):
+            return Path(root)
+    if wanted == "1":
+        stop(
+            "DCGAN_FAST_CUDA=1 and no CUDA toolkit: install nvcc, or set CUDA_HOME to the toolkit's root"
+        )
+    return None
+
+
+def cuda_targets(home: Path) -> list[str]:
+    """nvcc's -gencode flags for TORCH_CUDA_ARCH_LIST, or for those of our own list that this toolkit knows."""
+    asked = os.environ.get("TORCH_CUDA_ARCH_LIST", "").strip()
+    known = subprocess.check_output([home / "bin/nvcc", "--list-gpu-arch"], text=True).split()
+    flags = []
+    for entry in re.split(r"[;,\s]+", asked or CUDA_ARCHITECTURES):
+        parts = re.fullmatch(r"(\d+)\.(\d+)([af]?)(\+PTX)?", entry)
+        if not parts:
+            stop(
+                f"TORCH_CUDA_ARCH_LIST must list numbers like 8.0, 9.0a or 12.0+PTX, got {entry!r}"
+            )
+        major, minor, suffix, ptx = parts.groups()
+        if f"compute_{major}{minor}" not in known:
+            if asked:
+                stop(
+                    f"this nvcc does not know {entry} of TORCH_CUDA_ARCH_LIST; it knows {', '.join(known)}"
+                )
+            continue
+        target = f"{major}{minor}{suffix}"
+        flags += [
+            f"-gencode=arch=compute_{target},code={code}_{target}"
+            for code in ("sm", *(["compute"] if ptx else []))
+        ]
+    return flags
+
+
+def cuda_commands(home: Path, targets: list[str]) -> list[list[str]]:
+    """nvcc calls, shaped as :func:`cpu_commands`."""
+    flags = ["-O3", "-std=c++17", "-lineinfo", "-Xcompiler", "-fPIC,-fvisibility=hidden",
+             "-Xptxas", "--warn-on-spills,--warning-as-error"]  # fmt: skip
+    return [
+        [str(home / "bin/nvcc"), *flags, *targets, "-c", str(cu), "-o", f"{cu.name}.o"]
+        for cu in sorted(CSRC.glob("cuda/*.cu"))
+    ]

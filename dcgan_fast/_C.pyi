@@ -1,0 +1,3 @@
+cuda_architectures: str
+
+def cpu_capability() -> str: ...
