@@ -184,7 +184,7 @@ class FusedSequential(nn.Sequential):
     those of ``nn.Sequential``, and the result is the same to rounding. A child that no fused op equals (hooks, groups,
     dilation, padding modes, ``affine=False``, ``momentum=None``, subclasses, any other module) runs as itself, as does
     every child while the network is exported or traced, so that exported graphs hold PyTorch's own ops alone.
-    :func:`explain` shows what runs as what. The plan is made anew in each call (some 10 microseconds a child), so that
+    :func:`explain` shows what runs as what. The plan is made anew in each call (about a microsecond a child), so that
     hooks and replaced children are seen.
     """
 
