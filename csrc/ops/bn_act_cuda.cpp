@@ -77,7 +77,7 @@ std::tuple<Tensor, Tensor> bn_act_run_cuda(const BnActOptions& o, const Tensor& 
   args.training = o.training;
   args.momentum = o.momentum;
   args.eps = o.eps;
-  args.activation = static_cast<cuda::Activation>(o.activation);
+  args.activation = o.activation;
   args.negative_slope = static_cast<float>(o.negative_slope);
   check_launch(o, cuda::launch_bn_act_forward(args, current_stream(input.device())));
   if (o.training && bn.running_mean) {
@@ -114,7 +114,7 @@ std::tuple<Tensor, Tensor, Tensor> bn_act_run_backward_cuda(const BnActOptions& 
   args.dbias = out(grad_bias);
   args.workspace = workspace.mutable_data_ptr();
   args.training = o.training;
-  args.activation = static_cast<cuda::Activation>(o.activation);
+  args.activation = o.activation;
   args.negative_slope = static_cast<float>(o.negative_slope);
   check_launch(o, cuda::launch_bn_act_backward(args, current_stream(input.device())));
   return {grad_input, grad_weight, mask[2] ? grad_bias.to(bias.scalar_type()) : grad_bias};

@@ -1,0 +1,25 @@
+// Launching a kernel from plain C++: no <<<>>>, which only nvcc understands.
+#pragma once
+
+#include "device.cuh"
+
+namespace dcgan_fast::cuda {
+
+// Puts `kernel` on `stream`. Returns null, or CUDA's words for what went wrong, in which case the
+// error is also taken off the runtime's books, so that nobody else reports it again.
+template <typename... Parameters>
+const char* launch(void (*kernel)(Parameters...), int64_t blocks, int threads, size_t shared_bytes, CUstream_st* stream,
+                   const Parameters&... arguments) {
+  if (blocks > INT32_MAX) return "the input needs more than 2^31 - 1 blocks";
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(static_cast<unsigned>(blocks));
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream;
+  const cudaError_t error = cudaLaunchKernelEx(&config, kernel, arguments...);
+  if (error == cudaSuccess) return nullptr;
+  (void)cudaGetLastError();
+  return cudaGetErrorString(error);
+}
+
+}  // namespace dcgan_fast::cuda

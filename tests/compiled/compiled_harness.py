@@ -1,0 +1,92 @@
+"""Compiles CUDA sources as the build does and reads what came out, without a GPU."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import re
+import shutil
+import subprocess
+import sysconfig
+from pathlib import Path
+
+KERNELS = Path(__file__).resolve().parents[2] / "csrc" / "cuda"
+
+# The oldest architecture that is supported, the one that has its own code paths, and a newer one.
+WANTED_ARCHITECTURES = ["80", "90a", "120"]
+
+
+def tool_folders() -> list[Path]:
+    """Where nvcc, cuobjdump and nvdisasm may lie: a toolkit, or NVIDIA's packages on PyPI."""
+    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
+    folders = [Path(home) / "bin" for home in homes if home]
+    return [*folders, *Path(sysconfig.get_paths()["purelib"]).glob("nvidia/*/bin")]
+
+
+def find_tool(name: str) -> str | None:
+    path = os.pathsep.join([os.environ.get("PATH", ""), *map(str, tool_folders())])
+    return shutil.which(name, path=path)
+
+
+# cuobjdump calls nvdisasm.
+TOOLS = {name: find_tool(name) for name in ("nvcc", "cuobjdump", "nvdisasm")}
+MISSING = [name for name, path in TOOLS.items() if path is None]
+
+
+@functools.cache
+def architectures() -> list[str]:
+    """Those of WANTED_ARCHITECTURES that this nvcc knows."""
+    if MISSING:
+        return []
+    known = run("nvcc", "--list-gpu-arch").split()
+    return [a for a in WANTED_ARCHITECTURES if f"compute_{a.rstrip('a')}" in known]
+
+
+def run(tool: str, *arguments: str | Path) -> str:
+    command = [str(TOOLS[tool]), *map(str, arguments)]
+    environment = {**os.environ, "NVDISASM_PATH": str(TOOLS["nvdisasm"])}
+    result = subprocess.run(command, capture_output=True, text=True, env=environment)
+    if result.returncode:
+        raise RuntimeError(f"{' '.join(command)}\n{result.stderr or result.stdout}")
+    return result.stdout
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+    """What one kernel became on one architecture."""
+
+    name: str  # mangled
+    registers: int  # of a thread
+    stack: int  # bytes of local memory of a thread: spilled registers show here
+    instructions: list[str]  # opcodes with their modifiers, such as LDG.E.128
+
+    def count(self, opcode: str) -> int:
+        return self.instructions.count(opcode)
+
+    def first(self, opcode: str) -> int:
+        """The place of its first occurrence."""
+        return self.instructions.index(opcode)
+
+    def having(self, pattern: str) -> set[str]:
+        """The opcodes that begin as the regular expression says."""
+        return {opcode for opcode in self.instructions if re.match(pattern, opcode)}
+
+
+def compile_kernels(source: Path, architecture: str, cubin: Path) -> dict[str, Kernel]:
+    """The kernels of a .cu file, by mangled name; RuntimeError with ptxas's words if one spills."""
+    code = f"arch=compute_{architecture},code=sm_{architecture}"
+    options = ["-cubin", "-O3", "-std=c++17", "-Xptxas", "--warn-on-spills,--warning-as-error"]
+    run("nvcc", *options, f"-gencode={code}", source, "-o", cubin)
+    instructions: dict[str, list[str]] = {}
+    for line in run("cuobjdump", "-sass", cubin).splitlines():
+        if match := re.search(r"Function : (\S+)", line):
+            current = instructions.setdefault(match[1], [])
+        elif match := re.match(r"\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?\w+\s+)?([A-Z][\w.]*)", line):
+            current.append(match[1])
+    usage = run("cuobjdump", "--dump-resource-usage", cubin)
+    found = re.findall(r"Function (\S+):\s+REG:(\d+) STACK:(\d+)", usage)
+    return {
+        name: Kernel(name, int(registers), int(stack), instructions[name])
+        for name, registers, stack in found
+    }

@@ -1,0 +1,142 @@
+// Stands in for NVIDIA's cuda_runtime.h when a .cu file is compiled by g++ for the emulator: CUDA's
+// keywords, built-in variables, warp functions and the few runtime calls that launchers use.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <tuple>
+#include <type_traits>
+
+#include "../emulator.h"
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+#define __align__(n) alignas(n)
+
+// --- vector types and built-in variables ---
+
+struct dim3 {
+  unsigned x, y, z;
+  constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
+};
+
+struct alignas(8) float2 {
+  float x, y;
+};
+inline float2 make_float2(float x, float y) { return {x, y}; }
+
+namespace emulator {
+// Constants to a kernel, read from the thread that runs: no macros, whose names are members elsewhere.
+template <const Index& (*kIndex)()>
+struct BuiltIn {
+  struct X {
+    operator unsigned() const { return kIndex().x; }
+  } x;
+  struct Y {
+    operator unsigned() const { return kIndex().y; }
+  } y;
+  struct Z {
+    operator unsigned() const { return kIndex().z; }
+  } z;
+};
+}  // namespace emulator
+
+inline constexpr emulator::BuiltIn<emulator::thread_index> threadIdx{};
+inline constexpr emulator::BuiltIn<emulator::block_index> blockIdx{};
+inline constexpr emulator::BuiltIn<emulator::block_size> blockDim{};
+inline constexpr emulator::BuiltIn<emulator::grid_size> gridDim{};
+
+// --- device functions ---
+
+template <typename T>
+constexpr T min(T a, T b) {
+  return b < a ? b : a;
+}
+template <typename T>
+constexpr T max(T a, T b) {
+  return a < b ? b : a;
+}
+
+inline void __syncthreads(emulator::Site site = emulator::Site::caller()) { emulator::barrier(site); }
+
+inline void __syncwarp(unsigned mask = ~0u, emulator::Site site = emulator::Site::caller()) {
+  emulator::sync_warp(mask, site);
+}
+
+namespace emulator {
+template <typename T>
+T shuffle(const char* name, unsigned mask, T value, int source, Site site) {
+  static_assert(sizeof(T) <= 8 && std::is_trivially_copyable_v<T>);
+  uint64_t bits = 0;
+  std::memcpy(&bits, &value, sizeof(T));
+  bits = exchange(name, mask, bits, source, site);
+  std::memcpy(&value, &bits, sizeof(T));
+  return value;
+}
+}  // namespace emulator
+
+// Past the end of its segment of `width` lanes, a lane gets its own value back.
+template <typename T>
+T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = 32,
+                   emulator::Site site = emulator::Site::caller()) {
+  const int lane = emulator::lane(), source = lane + static_cast<int>(delta);
+  const bool inside = source / width == lane / width;
+  return emulator::shuffle("__shfl_down_sync", mask, value, inside ? source : lane, site);
+}
+
+template <typename T>
+T __shfl_xor_sync(unsigned mask, T value, int bits, int width = 32, emulator::Site site = emulator::Site::caller()) {
+  const int lane = emulator::lane(), source = lane ^ bits;
+  const bool inside = source / width <= lane / width;
+  return emulator::shuffle("__shfl_xor_sync", mask, value, inside ? source : lane, site);
+}
+
+template <typename T>
+T __shfl_sync(unsigned mask, T value, int source, int width = 32, emulator::Site site = emulator::Site::caller()) {
+  const int base = emulator::lane() / width * width;
+  return emulator::shuffle("__shfl_sync", mask, value, base + (source & (width - 1)), site);
+}
+
+// Atomic, and ordering nothing, as on the device.
+template <typename T>
+T atomicAdd(T* target, T value) {
+  T old, sum;
+  __atomic_load(target, &old, __ATOMIC_RELAXED);
+  do {
+    sum = old + value;
+  } while (!__atomic_compare_exchange(target, &old, &sum, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
+  return old;
+}
+
+// --- the runtime ---
+
+enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidConfiguration = 9 };
+
+inline const char* cudaGetErrorString(cudaError_t error) {
+  return error == cudaSuccess ? "no error" : "invalid configuration argument";
+}
+inline cudaError_t cudaGetLastError() { return cudaSuccess; }
+
+struct CUstream_st;
+struct cudaLaunchConfig_t {
+  dim3 gridDim, blockDim;
+  size_t dynamicSmemBytes = 0;
+  CUstream_st* stream = nullptr;
+};
+
+// Runs the kernel to its end before it returns: one legal behaviour of a stream.
+template <typename... Parameters, typename... Arguments>
+cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
+                               Arguments&&... arguments) {
+  const std::tuple<std::remove_const_t<Parameters>...> copies(arguments...);
+  const dim3 &grid = config->gridDim, &block = config->blockDim;
+  const bool ran = emulator::launch({grid.x, grid.y, grid.z}, {block.x, block.y, block.z}, config->dynamicSmemBytes,
+                                    [&] { std::apply(kernel, copies); });
+  return ran ? cudaSuccess : cudaErrorInvalidConfiguration;
+}

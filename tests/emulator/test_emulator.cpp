@@ -1,0 +1,263 @@
+// Tests of the emulator itself: right kernels run, wrong ones are caught and named. Prints a line a
+// test; exit status 1 if any failed. Faults that only a sanitizer sees are run one at a time, by name.
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <cmath>
+#include <cstdio>
+#include <functional>
+#include <string>
+#include <vector>
+
+namespace {
+
+using emulator::Schedule;
+
+int failures = 0;
+
+void expect(bool holds, const char* what) {
+  std::printf("%s: %s\n", holds ? "ok" : "FAILED", what);
+  failures += !holds;
+}
+
+template <typename... Parameters, typename... Arguments>
+void run(int blocks, int threads, size_t shared, void (*kernel)(Parameters...), Arguments... arguments) {
+  cudaLaunchConfig_t config;
+  config.gridDim = dim3(blocks);
+  config.blockDim = dim3(threads);
+  config.dynamicSmemBytes = shared;
+  if (cudaLaunchKernelEx(&config, kernel, arguments...) != cudaSuccess) {
+    throw emulator::Error("refused");
+  }
+}
+
+// The message of the error that `call` throws, or "".
+std::string fault(const std::function<void()>& call) {
+  try {
+    call();
+  } catch (const emulator::Error& error) {
+    return error.what();
+  }
+  return "";
+}
+
+bool contains(const std::string& text, const char* part) { return text.find(part) != std::string::npos; }
+
+float* shared_floats() { return reinterpret_cast<float*>(emulator::dynamic_shared_memory()); }
+
+__global__ void index_kernel(int* out) {
+  const int block = blockIdx.x, thread = threadIdx.x + blockDim.x * threadIdx.y;
+  out[block * 64 + thread] = block * 1000 + threadIdx.y * 100 + threadIdx.x;
+}
+
+// Sum over a block: shuffles within warps, shared memory between them.
+__global__ void sum_kernel(const float* in, float* out, bool with_barrier) {
+  float sum = in[threadIdx.x];
+  for (int distance = 16; distance > 0; distance /= 2) {
+    sum += __shfl_down_sync(~0u, sum, distance);
+  }
+  if (threadIdx.x % 32 == 0) shared_floats()[threadIdx.x / 32] = sum;
+  if (with_barrier) __syncthreads();
+  if (threadIdx.x == 0) {
+    sum = 0;
+    for (unsigned w = 0; w < blockDim.x / 32; w++) sum += shared_floats()[w];
+    *out = sum;
+  }
+}
+
+__global__ void shuffle_kernel(double* out) {
+  const int lane = threadIdx.x;
+  out[lane] = __shfl_down_sync(~0u, 1. * lane, 3, 8);
+  out[32 + lane] = __shfl_xor_sync(~0u, 1. * lane, 5);
+  out[64 + lane] = __shfl_sync(~0u, 1. * lane, 2, 16);
+}
+
+__global__ void half_barrier_kernel() {
+  if (threadIdx.x < 32) {
+    __syncthreads();
+  } else {
+    __syncthreads();
+  }
+}
+
+__global__ void lone_warp_function_kernel() {
+  if (threadIdx.x == 5) __syncwarp();
+}
+
+__global__ void exited_lane_kernel(int* out) {
+  if (threadIdx.x == 7) return;
+  out[threadIdx.x] = __shfl_down_sync(~0u, 1, 1);
+}
+
+__global__ void outside_mask_kernel(int* out) {
+  if (threadIdx.x < 4) out[threadIdx.x] = __shfl_sync(0xfu, 1, 9);
+}
+
+__global__ void early_exit_kernel(int* out) {
+  if (threadIdx.x >= 40) return;
+  __syncthreads();  // of those who are left
+  out[threadIdx.x] = 1;
+}
+
+__global__ void order_kernel(std::vector<int>* order) {
+  if (threadIdx.x % 32 == 0) order->push_back(blockIdx.x * 1000 + threadIdx.x);
+}
+
+__global__ void unwritten_kernel(float* out) { *out = shared_floats()[threadIdx.x]; }
+
+// Faults for sanitizers.
+__global__ void past_shared_memory_kernel() { shared_floats()[16 + threadIdx.x] = 1; }
+__global__ void past_array_kernel(float* out) { out[threadIdx.x] = 1; }
+__global__ void between_blocks_kernel(float* out) {
+  if (threadIdx.x == 0) *out += 1;
+}
+__global__ void atomic_kernel(float* out) { atomicAdd(out, 1.f); }
+// Without __syncwarp lanes of a warp are not ordered, a shuffle in between or not.
+__global__ void warp_race_kernel(float* out, bool synchronise) {
+  shared_floats()[threadIdx.x] = threadIdx.x;
+  const int other = __shfl_xor_sync(~0u, static_cast<int>(threadIdx.x), 1);
+  if (synchronise) __syncwarp();
+  out[threadIdx.x] = shared_floats()[other];
+}
+
+void test_running() {
+  std::vector<int> index(128, -1);
+  emulator::launch({2, 1, 1}, {8, 8, 1}, 0, [&] { index_kernel(index.data()); });
+  expect(index[64 + 8 * 3 + 5] == 1305, "threads and blocks know their indices");
+
+  std::vector<float> in(256, 1.f);
+  for (const Schedule schedule : {Schedule::kInOrder, Schedule::kRandomThreads, Schedule::kRandomWarps}) {
+    float out = 0;
+    emulator::set_schedule(schedule, 3);
+    run(1, 256, 32, sum_kernel, in.data(), &out, true);
+    expect(out == 256, "a block sums by shuffles, shared memory and a barrier");
+  }
+  emulator::set_schedule(Schedule::kInOrder);
+
+  std::vector<double> out(96);
+  run(1, 32, 0, shuffle_kernel, out.data());
+  bool right = true;
+  for (int lane = 0; lane < 32; lane++) {
+    right &= out[lane] == (lane % 8 < 5 ? lane + 3 : lane);
+    right &= out[32 + lane] == (lane ^ 5) && out[64 + lane] == lane / 16 * 16 + 2;
+  }
+  expect(right, "shuffles respect their width");
+
+  std::vector<int> marks(64);
+  run(1, 64, 0, early_exit_kernel, marks.data());
+  expect(marks[39] == 1 && marks[40] == 0, "threads that exited do not hold up a barrier");
+
+  float unwritten = 0;
+  run(1, 1, 4, unwritten_kernel, &unwritten);
+  expect(std::isnan(unwritten), "shared memory starts as NaNs");
+}
+
+void test_faults() {
+  expect(contains(fault([] { run(1, 64, 0, half_barrier_kernel); }), "while others wait"),
+         "two barriers for one are named");
+  expect(contains(fault([] { run(1, 32, 0, lone_warp_function_kernel); }), "__syncwarp at test_emul"),
+         "a warp function that some lanes do not reach is named");
+  std::vector<int> out(32);
+  expect(contains(fault([&] { run(1, 32, 0, exited_lane_kernel, out.data()); }), "exited"),
+         "a shuffle with a lane that exited is named");
+  expect(contains(fault([&] { run(1, 32, 0, outside_mask_kernel, out.data()); }), "takes no part"),
+         "a shuffle from outside the mask is named");
+  expect(contains(fault([&] { run(1, 1025, 0, early_exit_kernel, out.data()); }), "refused") &&
+             contains(fault([&] { run(1, 32, 50000, early_exit_kernel, out.data()); }), "refused") &&
+             contains(fault([&] { run(0, 32, 0, early_exit_kernel, out.data()); }), "refused"),
+         "what a device would refuse is refused");
+}
+
+void test_schedules() {
+  const auto order = [](Schedule schedule, int seed) {
+    std::vector<int> starts;
+    emulator::set_schedule(schedule, seed);
+    run(4, 128, 0, order_kernel, &starts);
+    emulator::set_schedule(Schedule::kInOrder);
+    return starts;
+  };
+  const std::vector<int> plain = order(Schedule::kInOrder, 1);
+  const std::vector<int> shuffled = order(Schedule::kRandomWarps, 1);
+  expect(plain.size() == 16 && plain[0] == 0 && plain[15] == 3096, "in order is in order");
+  expect(shuffled != plain && shuffled == order(Schedule::kRandomWarps, 1), "a seed is an order");
+  expect(shuffled != order(Schedule::kRandomWarps, 2) && shuffled != order(Schedule::kRandomThreads, 1),
+         "another seed or schedule is another order");
+
+  std::vector<float> in(256, 1.f);
+  int wrong = 0;
+  for (int seed = 1; seed <= 20; seed++) {
+    float out = 0;
+    emulator::set_schedule(Schedule::kRandomWarps, seed);
+    run(1, 256, 32, sum_kernel, in.data(), &out, false);
+    wrong += out != 256;
+  }
+  emulator::set_schedule(Schedule::kInOrder);
+  expect(wrong > 0, "random warp priorities expose a missing barrier");
+
+  const uint64_t before = emulator::counters().blocks;
+  emulator::set_last_blocks(3);
+  std::vector<int> starts;
+  run(1000, 32, 0, order_kernel, &starts);
+  emulator::set_last_blocks(-1);
+  expect(starts == std::vector<int>({997000, 998000, 999000}) && emulator::counters().blocks == before + 3,
+         "the last blocks can be run alone");
+}
+
+void test_types() {
+  // Every value of 16 bits survives; NumPy checks the roundings between them (test_emulator.py).
+  bool same = true;
+  for (int bits = 0; bits < 65536; bits++) {
+    const __half half = {static_cast<uint16_t>(bits)};
+    const __nv_bfloat16 bfloat = {static_cast<uint16_t>(bits)};
+    const float a = __half2float(half), b = __bfloat162float(bfloat);
+    same &= std::isnan(a) ? __float2half(a).bits == 0x7fff : __float2half(a).bits == bits;
+    same &= std::isnan(b) ? __float2bfloat16(b).bits == 0x7fff : __float2bfloat16(b).bits == bits;
+  }
+  expect(same, "16-bit floats convert there and back");
+}
+
+// For test_emulator.py: float32 values on standard input, as float16 and bfloat16 bits on output.
+void convert() {
+  for (float value; std::fread(&value, sizeof(value), 1, stdin) == 1;) {
+    const uint16_t bits[2] = {__float2half(value).bits, __float2bfloat16(value).bits};
+    std::fwrite(bits, sizeof(bits), 1, stdout);
+  }
+}
+
+int run_by_name(const std::string& name) {
+  std::vector<float> out(64);
+  if (name == "convert")
+    convert();
+  else if (name == "past_shared_memory")
+    run(1, 32, 64, past_shared_memory_kernel);
+  else if (name == "past_array")
+    run(1, 65, 0, past_array_kernel, out.data());
+  else if (name == "missing_barrier")
+    run(1, 64, 8, sum_kernel, out.data(), out.data(), false);
+  else if (name == "between_blocks")
+    run(2, 32, 0, between_blocks_kernel, out.data());
+  else if (name == "warp_race")
+    run(1, 32, 128, warp_race_kernel, out.data(), false);
+  else if (name == "clean") {
+    float sum = 0;
+    for (int i = 0; i < 2; i++) {  // launches follow each other
+      run(1, 64, 8, sum_kernel, out.data(), &sum, true);
+      run(2, 32, 0, atomic_kernel, out.data());
+      run(1, 32, 128, warp_race_kernel, out.data(), true);
+    }
+  } else
+    return 2;
+  return 0;
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+  if (count > 1) return run_by_name(arguments[1]);
+  test_running();
+  test_faults();
+  test_schedules();
+  test_types();
+  return failures > 0;
+}
