@@ -445,7 +445,7 @@ PRESETS: dict[str, Preset] = {
         shared={},
         generator={},
         discriminator={},
-        training={},
+        training={"batch_size": 128},  # the paper's; the script's own default is 64
     ),
     # Of the paper: the generator of figure 1 (5x5 kernels, 1024 channels at 4x4), uniform z of 100,
     # a projection "reshaped into a 4-dimensional tensor", D's last map flattened, batch, optimiser,

@@ -480,7 +480,7 @@ def test_config_of_something_else(config: Any, what: str) -> None:
 @pytest.mark.parametrize(
     ("preset", "expected"),
     [
-        ("pytorch", {"latent_distribution": "normal", "batch_size": 64, "bn": "running"}),
+        ("pytorch", {"latent_distribution": "normal", "batch_size": 128, "bn": "running"}),
         ("paper", {"latent_distribution": "uniform", "batch_size": 128, "alternate": False}),
         (
             "newmu",

@@ -1,0 +1,549 @@
+"""The command line: ``dcgan-fast train | sample | convert | info``.
+
+Each command turns its arguments into one call of the Python API. What the person at the keyboard
+can mend (:class:`~dcgan_fast.errors.UserError`, a file that cannot be opened, memory that ran out)
+ends in one line and exit status 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import signal
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+
+from . import __version__, build_info, models
+from .convert import FORMATS, convert
+from .data.find import NAMES
+from .errors import UserError
+from .files import make_folder
+from .nn import explain
+from .training import ProgressBar, TrainConfig, Trainer, load_networks
+from .training.config import DIGITS_WIDTH, EPOCHS, LOSS_OUTPUTS, STEPS_AT_LEAST
+from .training.setup import pick_device
+from .visualize import image_grid, save_png, to_image
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line ``argv`` (the process's own by default); returns the exit status."""
+    arguments = vars(_parser().parse_args(argv))
+    command: Callable[..., int] = arguments.pop("command")
+    debug: bool = arguments.pop("debug", False)
+    with warnings.catch_warnings():
+        warnings.showwarning = _print_warning
+        try:
+            return command(**arguments)
+        except KeyboardInterrupt:
+            return 130
+        except BrokenPipeError:  # whoever reads us, `head` say, has read enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 141  # as a shell reports SIGPIPE
+        except Exception as error:
+            message = _user_message(error)
+            if debug or message is None:
+                raise
+            print(f"dcgan-fast: error: {message}", file=sys.stderr)
+            return 2
+
+
+def _user_message(error: Exception) -> str | None:
+    """One line for an error that the user can mend, None for one that is ours."""
+    if isinstance(error, UserError):
+        return " ".join(str(error).split())
+    if isinstance(error, OSError):
+        return f"{error.filename}: {error.strerror}" if error.filename else str(error)
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return "out of memory: lower --batch-size, --image-size or the networks' widths"
+    return None
+
+
+def _print_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    print(f"dcgan-fast: warning: {' '.join(str(message).split())}", file=sys.stderr)
+
+
+# -------------------------------------------------------------------------------------- commands
+
+
+def _train(resume: str | None = None, **settings: Any) -> int:
+    _translate_examples_flags(settings)
+    if resume is None:
+        trainer = Trainer(TrainConfig(**settings))
+    else:
+        # Without a path, --out and --name say where the run is; they cannot change it.
+        path = resume or Path(settings.pop("out", "runs"), settings.pop("name", None) or "")
+        trainer = Trainer.resume(path, **settings)
+    print(_summary(trainer))
+    if trainer.step >= trainer.last_step:
+        print(f"complete at step {trainer.step} already; more --epochs would continue it")
+        return 0
+    try:
+        folder = trainer.fit([ProgressBar()])
+    except (KeyboardInterrupt, SystemExit) as stop:
+        folder = trainer.run.path if trainer.run else None
+        print(
+            f"stopped after step {trainer.step}; continue with: dcgan-fast train --resume {folder}",
+            file=sys.stderr,
+        )
+        return 130 if isinstance(stop, KeyboardInterrupt) else 128 + signal.SIGTERM
+    print(f"{folder}: {trainer.step} steps; sample it with: dcgan-fast sample {folder}")
+    return 0
+
+
+def _summary(trainer: Trainer) -> str:
+    count, *shape = trainer.dataset.images.shape
+    return (
+        f"{trainer.dataset.name}: {count:,} images of {'x'.join(map(str, shape))}; "
+        f"{trainer.config.preset}: {_weights(trainer.generator):,} + "
+        f"{_weights(trainer.discriminator):,} weights; "
+        f"{trainer.epochs} epochs of {trainer.steps_per_epoch} steps on {trainer.device}"
+    )
+
+
+# pytorch/examples' --dataset: those that are a name here too, and those that are their --dataroot.
+_EXAMPLES_FOLDERS = ("folder", "imagenet", "lfw", "lsun")
+
+
+def _translate_examples_flags(settings: dict[str, Any]) -> None:
+    """Put what pytorch/examples' flags mean in the place of those that have no twin here."""
+    dataset, root = settings.pop("dataset", None), settings.pop("dataroot", None)
+    if dataset is not None or root is not None:
+        if "data" in settings:
+            raise UserError("give the data either as DATA or with --dataset and --dataroot")
+        if dataset is not None and dataset not in (*NAMES, *_EXAMPLES_FOLDERS):
+            known = ", ".join((*NAMES, *_EXAMPLES_FOLDERS))
+            raise UserError(f"--dataset must be one of {known}, got '{dataset}'")
+        if dataset in _EXAMPLES_FOLDERS and root is None:
+            raise UserError(f"--dataset {dataset} needs --dataroot PATH")
+        settings["data"] = dataset if dataset in ("fake", "digits") or root is None else root
+    if "outf" in settings:
+        folder = Path(settings.pop("outf")).absolute()
+        settings |= {"out": str(folder.parent), "name": folder.name, "epoch_weights": True}
+    if settings.pop("dry_run", False):
+        settings["max_steps"] = 1
+    settings |= settings.pop("save_every", {})
+    settings.pop("workers", None)
+
+
+def _sample(
+    checkpoint: str,
+    n: int | None,
+    seeds: list[int] | None,
+    images: bool,
+    bn: str | None,
+    out: str | None,
+    columns: int | None,
+    scale: int | None,
+    device: str,
+) -> int:
+    generator, _, content = load_networks(checkpoint)
+    if generator is None:
+        raise UserError(f"{checkpoint} holds no generator")
+    assert isinstance(generator, models.Generator)
+    generator.to(pick_device(device))
+    chosen = _choose_seeds(n, seeds)
+    pictures = models.generate(
+        generator, _latents_of(generator, chosen), bn=bn or content.get("bn", "running")
+    )
+    if images:
+        folder = make_folder(out or "samples")
+        for seed, picture in zip(chosen, pictures, strict=True):
+            save_png(to_image(picture), folder / f"seed_{seed:06d}.png")
+        print(f"{folder}: {len(chosen)} images")
+    else:
+        path = Path(out or "samples.png")
+        save_png(image_grid(pictures, columns=columns, scale=scale), path)
+        print(f"{path}: a grid of {len(chosen)} images")
+    return 0
+
+
+def _choose_seeds(n: int | None, seeds: list[int] | None) -> list[int]:
+    """``n`` seeds: the given ones first, then those that follow the last."""
+    chosen = seeds or list(range(64 if n is None else n))
+    if n is None:
+        return chosen
+    return (chosen + [chosen[-1] + step for step in range(1, n - len(chosen) + 1)])[:n]
+
+
+def _latents_of(generator: models.Generator, seeds: Sequence[int]) -> Tensor:
+    """One latent vector a seed, each from a random stream of its own."""
+    rows = [
+        generator.sample_latent(1, generator=torch.Generator().manual_seed(seed)) for seed in seeds
+    ]
+    return torch.cat(rows)
+
+
+def _convert(source: str, out: str, source_format: str | None, target_format: str | None) -> int:
+    done = convert(source, out, source_format=source_format, target_format=target_format)
+    print(f"{done.source_format} -> {done.target_format}: {', '.join(map(str, done.files))}")
+    return 0
+
+
+def _info(preset: str | None, image_size: int | None) -> int:
+    if preset is None:
+        _print_table(build_info())
+        print("\npresets (dcgan-fast info PRESET says how its networks run):")
+        _print_table({name: preset.summary for name, preset in models.PRESETS.items()})
+        return 0
+    overrides = {} if image_size is None else {"image_size": image_size}
+    for network in models.build(preset, **overrides):
+        print(f"{type(network).__name__}, {_weights(network):,} weights\n{explain(network)}\n")
+    _print_table(models.training_defaults(preset))
+    return 0
+
+
+def _weights(network: nn.Module) -> int:
+    return sum(weight.numel() for weight in network.parameters())
+
+
+def _print_table(rows: dict[str, Any], indent: str = "  ") -> None:
+    width = max(map(len, rows), default=0)
+    for name, value in rows.items():
+        if isinstance(value, dict):
+            print(f"{indent}{name}")
+            _print_table(value, indent + "  ")
+        else:
+            print(f"{indent}{name:<{width}}  {value}")
+
+
+# ------------------------------------------------------------------------------------- arguments
+
+
+class _Parser(argparse.ArgumentParser):
+    """Errors in one line, no abbreviated flags, help with paragraphs as they are written."""
+
+    def __init__(self, **settings: Any) -> None:
+        settings.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(allow_abbrev=False, **settings)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"dcgan-fast: error: {message}\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="dcgan-fast",
+        description="Trains and samples networks of the DCGAN family.",
+        epilog="example:\n  dcgan-fast train && dcgan-fast sample runs/digits-pytorch",
+    )
+    parser.add_argument("--version", action="version", version=f"dcgan-fast {__version__}")
+    common = _Parser(add_help=False)
+    for each in (parser, common):
+        each.add_argument(
+            "--debug",
+            action="store_true",
+            default=argparse.SUPPRESS,
+            help="show the tracebacks of errors",
+        )
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def add(name: str, run: Callable[..., int], summary: str, text: str, example: str) -> _Parser:
+        added = commands.add_parser(
+            name,
+            parents=[common],
+            help=summary,
+            description=f"{summary[0].upper()}{summary[1:]}.\n\n{text}".rstrip(),
+            epilog=f"example:\n  {example}",
+        )
+        added.set_defaults(command=run)
+        return added
+
+    _train_arguments(
+        add(
+            "train",
+            _train,
+            "train a generator on images",
+            "Writes runs/NAME/: a grid of samples an epoch, the curves of the losses,\n"
+            "metrics.jsonl, config.json, a checkpoint that training continues from bit for bit,\n"
+            "and the weights alone (generator.pth, discriminator.pth) as pytorch/examples keeps\n"
+            "them.\n"
+            "Ctrl-C writes a checkpoint and ends; a second one ends at once.",
+            "dcgan-fast train photos/ --image-size 64 --flip --name photos",
+        )
+    )
+    _sample_arguments(
+        add(
+            "sample",
+            _sample,
+            "draw images from a trained generator",
+            "Each seed stands for one image, whatever is drawn beside it (but for --bn batch).",
+            "dcgan-fast sample runs/digits-pytorch --seeds 1-16 --out digits.png",
+        )
+    )
+    _convert_arguments(
+        add(
+            "convert",
+            _convert,
+            "convert trained networks from and to other codes",
+            "\n".join(f"{name + ':':18}{entry.summary}" for name, entry in FORMATS.items()),
+            "dcgan-fast convert netG_epoch_24.pth --out faces.pt",
+        )
+    )
+    info = add(
+        "info",
+        _info,
+        "say what is installed, and what serves a preset's networks",
+        "",
+        "dcgan-fast info newmu --image-size 32",
+    )
+    info.add_argument("preset", nargs="?", metavar="PRESET", help="one of the presets")
+    info.add_argument("--image-size", type=int, metavar="S", help="(default: the preset's)")
+    return parser
+
+
+def _train_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.usage = "dcgan-fast train [DATA] [flags]"
+    default = TrainConfig()
+    add = _adder(parser.add_argument_group("data"))
+    add(
+        "data",
+        nargs="?",
+        metavar="DATA",
+        help=f"{', '.join(NAMES)}, or a path: a folder or zip of images, idx files, CIFAR pickles, "
+        f"an LSUN lmdb, a .npy or .npz (default: {default.data})",
+    )
+    add(
+        "--image-size",
+        alias="--imageSize",
+        type=int,
+        metavar="S",
+        help="side of the images (default: 32 for the named sets; for others the preset's, mostly "
+        "64)",
+    )
+    add("--channels", type=int, metavar="C", help="1 to 4 (default: as the data has)")
+    add("--split", metavar="PART", help=f"train, test or all (default: {default.split})")
+    add("--flip", action="store_true", help="mirror images at random")
+
+    add = _adder(parser.add_argument_group("networks"))
+    add(
+        "--preset",
+        metavar="NAME",
+        help=f"networks and training loop: {', '.join(models.PRESETS)} (default: {default.preset})",
+    )
+    add(
+        "--nz",
+        type=int,
+        metavar="N",
+        help="length of the latent vector (default: the preset's, 100)",
+    )
+    width = f"(default: the preset's, 64; on digits {DIGITS_WIDTH})"
+    add("--ngf", type=int, metavar="N", help=f"width of the generator {width}")
+    add("--ndf", type=int, metavar="N", help=f"width of the discriminator {width}")
+    add(
+        "--loss-output",
+        choices=LOSS_OUTPUTS,
+        help=f"what the discriminator ends in (default: {default.loss_output})",
+    )
+    add("--netG", dest="init_generator", metavar="FILE", help="start from this generator")
+    add("--netD", dest="init_discriminator", metavar="FILE", help="start from this discriminator")
+
+    add = _adder(parser.add_argument_group("optimisation (defaults: the preset's)"))
+    add(
+        "--epochs",
+        alias="--niter",
+        type=int,
+        metavar="N",
+        help=f"(default: {EPOCHS}, or as many as make {STEPS_AT_LEAST} steps)",
+    )
+    add("--max-steps", type=int, metavar="N", help="end after so many steps, wherever in an epoch")
+    add(
+        "--batch-size",
+        alias="--batchSize",
+        type=int,
+        metavar="N",
+        help=f"images of a minibatch (pytorch: {default.batch_size})",
+    )
+    add("--lr", type=float, metavar="X", help=f"Adam's learning rate (pytorch: {default.lr:g})")
+    add(
+        "--beta1",
+        type=float,
+        metavar="X",
+        help=f"Adam's first momentum (pytorch: {default.beta1:g})",
+    )
+    add("--weight-decay", type=float, metavar="X", help="coupled L2 (pytorch: 0)")
+    add(
+        "--g-steps",
+        dest="g_steps_per_d",
+        type=int,
+        metavar="N",
+        help="generator updates a step (pytorch: 1; carpedm20: 2)",
+    )
+    add(
+        "--alternate",
+        action=argparse.BooleanOptionalAction,
+        help="each minibatch trains one network (pytorch: no; newmu: yes)",
+    )
+    add(
+        "--reuse-fake-output",
+        action=argparse.BooleanOptionalAction,
+        help="the generator learns from the discriminator as it was before its update (pytorch: "
+        "no; dcgan.torch: yes)",
+    )
+    add(
+        "--seed",
+        alias="--manualSeed",
+        type=int,
+        metavar="N",
+        help=f"of weights, latents and order (default: {default.seed})",
+    )
+
+    add = _adder(parser.add_argument_group("machine"))
+    add("--device", help="cpu, cuda, cuda:1 ... (default: CUDA where there is one)")
+    add("--threads", type=int, metavar="N", help="of the CPU (default: PyTorch's choice)")
+    add("--amp", choices=("bf16",), help="compute in bfloat16, keep weights in float32")
+    for name, what in (
+        ("channels-last", "keep images and maps as NHWC"),
+        ("fuse", "run the fused ops; --no-fuse runs plain torch.nn"),
+        ("deterministic", "CUDA: only algorithms that repeat bit for bit"),
+    ):
+        add(f"--{name}", action=argparse.BooleanOptionalAction, help=f"{what} (default: yes)")
+
+    add = _adder(parser.add_argument_group("output"))
+    add("--out", metavar="DIR", help=f"where runs are kept (default: {default.out})")
+    add("--name", help="of the run (default: from the data and the preset)")
+    add(
+        "--bn",
+        choices=models.BN_MODES,
+        help="batch norm statistics of the grids (default: the preset's, running)",
+    )
+    add("--grid-images", type=int, metavar="N", help=f"in a grid (default: {default.grid_images})")
+    add("--grid-every", type=int, metavar="EPOCHS", help="(default: 1, more where epochs are many)")
+    add(
+        "--log-every",
+        type=int,
+        metavar="STEPS",
+        help=f"averaged into a line of metrics.jsonl (default: {default.log_every})",
+    )
+    add(
+        "--save-every",
+        type=_save_every,
+        metavar="N|Ts",
+        help="a checkpoint every N steps or T seconds, besides the ends of epochs "
+        f"(default: {default.save_seconds:g}s)",
+    )
+
+    add = _adder(parser.add_argument_group("continuing"))
+    add(
+        "--resume",
+        nargs="?",
+        const="",
+        metavar="RUN",
+        help="continue a run, bit for bit: a run folder, a checkpoint, or else the newest run in "
+        "--out; only --epochs (upwards), --max-steps, --grid-every, --save-every, --device and "
+        "--threads may differ from the run's",
+    )
+
+    group = parser.add_argument_group(
+        "flags of pytorch/examples' dcgan",
+        "--imageSize, --batchSize, --niter and --manualSeed are the flags above by other names;\n"
+        "what is left out has the defaults above.",
+    )
+    add = _adder(group)
+    add("--dataset", metavar="NAME", help="folder, lsun, imagenet, lfw, cifar10, mnist, fake")
+    add("--dataroot", metavar="PATH", help="where that data is")
+    add(
+        "--outf",
+        metavar="DIR",
+        help="the run's folder; also writes netG_epoch_N.pth, netD_epoch_N.pth",
+    )
+    add("--dry-run", action="store_true", help="one step, then all that ends a run")
+    add("--workers", type=int, metavar="N", help="ignored: no worker processes are needed")
+    for flag, device in (("--accel", "auto"), ("--cuda", "cuda")):
+        add(flag, dest="device", action="store_const", const=device, help=f"--device {device}")
+
+
+def _sample_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "checkpoint", metavar="CHECKPOINT", help="a checkpoint, a run folder, or a bare generator"
+    )
+    parser.add_argument("-n", type=_positive, metavar="N", help="how many images (default: 64)")
+    parser.add_argument(
+        "--seeds",
+        type=_seeds,
+        metavar="LIST",
+        help="1,2,3 or 1-10 (default: from 0 up); with a larger -n, those after the last follow",
+    )
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument(
+        "--grid", dest="images", action="store_false", help="one picture (the default)"
+    )
+    form.add_argument("--images", action="store_true", help="a file an image, seed_000001.png ...")
+    parser.set_defaults(images=False)
+    parser.add_argument(
+        "--bn",
+        choices=models.BN_MODES,
+        help="batch norm statistics: kept in training, of the batch that is drawn, or averaged "
+        "over many batches (default: the checkpoint's)",
+    )
+    parser.add_argument(
+        "--out", metavar="PATH", help="(default: samples.png, or the folder samples)"
+    )
+    parser.add_argument("--columns", type=_positive, metavar="N", help="of the grid")
+    parser.add_argument(
+        "--scale",
+        type=_positive,
+        metavar="N",
+        help="enlarge the grid's pixels (default: to 64 an image)",
+    )
+    parser.add_argument(
+        "--device", default="auto", help="cpu, cuda, cuda:1 ... (default: CUDA where there is one)"
+    )
+
+
+def _convert_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="SOURCE", help="a file or a folder")
+    parser.add_argument("--out", required=True, metavar="PATH", help="a file or a folder")
+    parser.add_argument(
+        "--from", dest="source_format", choices=tuple(FORMATS), help="(default: recognised)"
+    )
+    parser.add_argument(
+        "--to",
+        dest="target_format",
+        choices=[name for name, entry in FORMATS.items() if entry.write],
+        help="(default: dcgan-fast; of a dcgan-fast checkpoint pytorch-examples)",
+    )
+
+
+def _adder(group: argparse._ArgumentGroup) -> Callable[..., None]:
+    """``add_argument`` that leaves out what is not given, and takes a second, unlisted name."""
+
+    def add(flag: str, *, alias: str | None = None, **settings: Any) -> None:
+        added = group.add_argument(flag, default=argparse.SUPPRESS, **settings)
+        added.help = settings.get("help")  # Python 3.10 adds "(default: ==SUPPRESS==)" to some
+        if alias is not None:
+            settings |= {"dest": added.dest, "help": argparse.SUPPRESS}
+            group.add_argument(alias, default=argparse.SUPPRESS, **settings)
+
+    return add
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"a whole number of at least 1 is needed, got '{text}'")
+    return int(text)
+
+
+def _seeds(text: str) -> list[int]:
+    """``1,2,3`` and ``1-10`` and mixtures of the two."""
+    seeds: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if first > last or last >= 2**63:
+            raise argparse.ArgumentTypeError(f"seeds look like 1,2,3 or 1-10, got '{text}'")
+        seeds += range(first, last + 1)
+    return seeds
+
+
+def _save_every(text: str) -> dict[str, float]:
+    match = re.fullmatch(r"(\d+)|(\d+(?:\.\d*)?)s", text)
+    if not match:
+        raise argparse.ArgumentTypeError(f"a number of steps (500) or seconds (30s), got '{text}'")
+    return {"save_steps": int(match[1])} if match[1] else {"save_seconds": float(match[2])}

@@ -1,0 +1,213 @@
+"""Checkpoint files: what they hold, how they are written so that none is ever lost, how they load.
+
+A checkpoint is ``torch.save`` of plain Python types and tensors; ``weights_only=True`` loads it:
+
+====================  ============================================================================
+``format``            ``"dcgan_fast"``
+``version``           1
+``preset``            name of the preset the networks were built from
+``config``            ``{"generator": {...}, "discriminator": {...}}``: what rebuilds the networks
+``generator``,        state dicts, with the keys of the plain PyTorch modules
+``discriminator``
+``bn``                (optional) default statistics for sampling: "running" or "batch"
+``optimizer_g``, ``optimizer_d``, ``rng``, ``data``, ``step``, ``epoch``, ``metrics``,
+``train_config``      (optional) what a training run needs to continue bit for bit
+====================  ============================================================================
+
+A bare state dict, such as pytorch/examples' ``netG_epoch_24.pth``, also with its keys under
+``module.`` or ``model.``, loads as a checkpoint with that one network.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import UserError
+from ..files import write_bytes
+
+FORMAT = "dcgan_fast"
+VERSION = 1
+FILE_NAME = "checkpoint.pt"
+PREVIOUS_NAME = "checkpoint.previous.pt"
+
+StateDict = dict[str, Tensor]
+
+
+def save_checkpoint(
+    path: str | os.PathLike[str], checkpoint: Mapping[str, Any], *, keep: str | None = None
+) -> None:
+    """Write ``checkpoint`` to ``path`` so that a kill at any moment leaves a whole file.
+
+    ``format`` and ``version`` are added where they are missing. With ``keep``, a file name, what
+    ``path`` held before stays under that name in the same folder.
+
+    Raises:
+        UserError: the file cannot be written; what ``path`` held before is untouched.
+    """
+    path = Path(path)
+    # Serialised in memory first, at the cost of one copy of the weights: an error of the disk then
+    # reaches us as the OSError it is, where torch's zip writer makes it an assertion.
+    buffer = io.BytesIO()
+    torch.save({"format": FORMAT, "version": VERSION, **checkpoint}, buffer)
+    if keep is not None:
+        _keep_old(path, path.with_name(keep))
+    write_bytes(path, buffer.getbuffer())
+
+
+def _keep_old(path: Path, kept: Path) -> None:
+    """Give the file at ``path`` the second name ``kept``; at no moment is ``path`` missing."""
+    link = kept.with_name(f".{kept.name}.{os.getpid()}.tmp")
+    try:
+        link.unlink(missing_ok=True)
+        os.link(path, link)
+        os.replace(link, kept)
+    except FileNotFoundError:
+        pass  # the first checkpoint of a run
+    except OSError:
+        pass  # no hard links here: only the newest is kept, still written atomically
+
+
+def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a checkpoint, a run folder that holds one, or a bare state dict, onto the CPU.
+
+    Returns the dict described at the top of this module; that of a bare state dict lacks the other
+    network, and its ``preset`` is ``"pytorch"``.
+
+    Raises:
+        UserError: no such file, not a checkpoint, written by a newer version, or not of a network
+            that this package can build.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / FILE_NAME
+    if not path.is_file():
+        raise UserError(f"no such checkpoint: {path}")
+    try:
+        file = io.BytesIO(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises a different type for each way a file can be broken
+        reason = _first_line(error)
+        raise UserError(f"{path} is not a checkpoint that can be read: {reason}") from error
+    if not isinstance(content, Mapping):
+        raise UserError(f"{path} is not a checkpoint: it holds a {type(content).__name__}")
+    if content.get("format") == FORMAT:
+        return _checked(dict(content), path)
+    return _from_bare_state(content, path)
+
+
+def load_networks(
+    path: str | os.PathLike[str],
+) -> tuple[nn.Module | None, nn.Module | None, dict[str, Any]]:
+    """Build the networks that the file at ``path`` holds and load their weights, on the CPU.
+
+    Returns ``(generator, discriminator, checkpoint)``, None for a network that the file lacks.
+
+    Raises:
+        UserError: as :func:`load_checkpoint`, and where weights do not fit their network.
+    """
+    from .. import models
+
+    checkpoint = load_checkpoint(path)
+    networks: dict[str, nn.Module | None] = {"generator": None, "discriminator": None}
+    for role, network_class in (
+        ("generator", models.Generator),
+        ("discriminator", models.Discriminator),
+    ):
+        if role not in checkpoint:
+            continue
+        config = checkpoint["config"].get(role)
+        if not config:
+            raise UserError(
+                f"{path} holds a {role} that is not ours: build it and load checkpoint['{role}']"
+            )
+        try:
+            network = network_class(**config)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{path} describes a {role} that cannot be built: {error}") from error
+        load_state(network, checkpoint[role], source=path)
+        networks[role] = network
+    return networks["generator"], networks["discriminator"], checkpoint
+
+
+def load_state(module: nn.Module, state: Mapping[str, Tensor], *, source: object) -> None:
+    """``module.load_state_dict`` with an error that names the first key in which the two differ.
+
+    ``num_batches_tracked`` may be missing (files older than PyTorch 0.4.1 have none).
+
+    Raises:
+        UserError: "SOURCE is of another architecture: KEY is SHAPE in the file, SHAPE in the …".
+    """
+    here = module.state_dict()
+    optional = {key for key in here if key.endswith("num_batches_tracked")}
+    for key in [*here, *(key for key in state if key not in here)]:
+        mine, theirs = _shape(here.get(key)), _shape(state.get(key))
+        if mine != theirs and not (key in optional and key not in state):
+            raise UserError(
+                f"{source} is of another architecture: '{key}' is {theirs} in the file, "
+                f"{mine} in the {type(module).__name__.lower()}"
+            )
+    module.load_state_dict({**{key: here[key] for key in optional}, **state})
+
+
+def save_bare_state(path: str | os.PathLike[str], state: StateDict) -> None:
+    """Write a bare state dict, as pytorch/examples' ``--netG`` and ``--netD`` read it."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    write_bytes(path, buffer.getbuffer())
+
+
+def bare_state(module: nn.Module) -> StateDict:
+    """The state dict as pytorch/examples saves it: plain contiguous CPU tensors."""
+    return {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
+
+
+def _checked(checkpoint: dict[str, Any], path: Path) -> dict[str, Any]:
+    version = checkpoint.get("version")
+    if not isinstance(version, int) or version > VERSION:
+        raise UserError(
+            f"{path} is a checkpoint of version {version}, this dcgan_fast reads up to {VERSION}: "
+            "update it"
+        )
+    if not isinstance(checkpoint.get("config"), Mapping):
+        raise UserError(f"{path} is a damaged checkpoint: it has no 'config'")
+    return checkpoint
+
+
+def _from_bare_state(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    from .. import models
+
+    state = content.get("state_dict", content)
+    if not isinstance(state, Mapping) or not state:
+        raise UserError(f"{path} is not a checkpoint: it holds no tensors")
+    for key, value in state.items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            raise UserError(
+                f"{path} is not a checkpoint: {key!r} is a {type(value).__name__}, not a tensor"
+            )
+    state = models.plain_state_dict(state)
+    role, config = models.infer_config(state)
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "preset": "pytorch",
+        "config": {role: config},
+        role: state,
+    }
+
+
+def _shape(value: Tensor | None) -> tuple[int, ...] | str:
+    return "missing" if value is None else tuple(value.shape)
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -1,0 +1,228 @@
+"""Every setting of a training run, in one plain dataclass that goes to ``config.json`` and back."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..data.find import NAMES
+from ..errors import UserError
+from ..models import BN_MODES, PRESETS, training_defaults
+
+LOSS_OUTPUTS = ("logits", "sigmoid")
+
+# What a continued run may change: none of these has a part in the numbers but by rounding.
+CHANGEABLE = frozenset(
+    {"epochs", "max_steps", "save_steps", "save_seconds", "grid_every", "device", "threads"}
+)
+
+STEPS_AT_LEAST = 1400  # what a run on a small set gets, where 25 epochs are fewer
+DIGITS_WIDTH = 32  # of networks on digits: such a run takes 2 minutes on 2 cores, at 64 thrice that
+EPOCHS = 25  # else, as pytorch/examples and the paper's faces
+
+
+def _from_preset() -> Any:
+    """A field whose default is the preset's own."""
+    return field(default=None, metadata={"from_preset": True})
+
+
+@dataclass
+class TrainConfig:
+    """The settings of one training run; ``Trainer(TrainConfig(...)).fit()``.
+
+    A field that is left out and says ``_from_preset()`` below takes its value from the preset's
+    *dialect* (:func:`dcgan_fast.models.training_defaults`); an instance holds what will be used.
+
+    Raises:
+        UserError: a value outside its range, naming the field, the rule and what came.
+    """
+
+    # Data
+    data: str = "digits"  # "digits", "fake", "mnist", "fashion-mnist", or a path
+    image_size: int = _from_preset()
+    split: str = "train"  # "train", "test" or "all"
+    channels: int | None = None  # None: as many as the data has
+    flip: bool = False  # mirror each image with probability 1/2
+
+    # Networks
+    preset: str = "pytorch"
+    nz: int | None = None  # None: the preset's
+    ngf: int | None = None  # None: the preset's, on digits DIGITS_WIDTH
+    ndf: int | None = None
+    loss_output: str = "logits"  # "logits": BCEWithLogits; "sigmoid": the network ends in one, BCE
+    init_generator: str | None = None  # a checkpoint or state dict to start from
+    init_discriminator: str | None = None
+
+    # Optimisation
+    epochs: int | None = None  # None: 25, or as many as make STEPS_AT_LEAST steps on a small set
+    max_steps: int | None = None  # stop after so many steps, wherever in an epoch
+    batch_size: int = _from_preset()
+    lr: float = _from_preset()
+    beta1: float = _from_preset()
+    adam_eps: float = _from_preset()
+    weight_decay: float = _from_preset()  # coupled L2: added to the gradient
+    g_steps_per_d: int = _from_preset()  # generator updates a step, all with the same latents
+    alternate: bool = _from_preset()  # each minibatch trains G or D
+    reuse_fake_output: bool = _from_preset()  # G learns from D's output before D's update
+    seed: int = 0
+
+    # Machine
+    device: str = "auto"  # "auto": CUDA where there is one, else the CPU
+    threads: int | None = None  # None: PyTorch's choice
+    amp: str | None = None  # "bf16": autocast to bfloat16
+    channels_last: bool = True
+    fuse: bool = True
+    deterministic: bool = True  # CUDA: only cuDNN algorithms that repeat bit for bit
+
+    # Output
+    out: str | None = "runs"  # None: nothing is written
+    name: str | None = None  # None: made from the data and the preset
+    bn: str = _from_preset()  # statistics the grids are drawn with
+    grid_images: int = 64
+    grid_every: int | None = None  # epochs; None: at most about 50 grids a run
+    log_every: int = 10  # steps averaged into one line of metrics.jsonl
+    save_steps: int | None = None  # a checkpoint every so many steps, besides the ends of epochs
+    save_seconds: float | None = 60.0  # and every so many seconds
+    epoch_weights: bool = False  # also netG_epoch_N.pth and netD_epoch_N.pth, as pytorch/examples
+
+    def __post_init__(self) -> None:
+        if self.preset not in PRESETS:
+            known = ", ".join(PRESETS)
+            raise UserError(f"unknown preset '{self.preset}': the presets are {known}")
+        defaults = {"image_size": self._own_image_size(), **training_defaults(self.preset)}
+        for item in dataclasses.fields(self):
+            if "from_preset" in item.metadata and getattr(self, item.name) is None:
+                setattr(self, item.name, defaults[item.name])
+            if item.type == "bool" and not isinstance(getattr(self, item.name), bool):
+                raise UserError(
+                    f"'{item.name}' must be true or false, got {getattr(self, item.name)!r}"
+                )
+        for name, (rule, holds) in _RULES.items():
+            value = getattr(self, name)
+            if not (value is None and name in _OPTIONAL or _satisfies(value, holds)):
+                raise UserError(f"'{name}' must be {rule}, got {value!r}")
+        dialects = (self.g_steps_per_d > 1, self.alternate, self.reuse_fake_output)
+        if sum(dialects) > 1:
+            raise UserError(
+                "'g_steps_per_d' above 1, 'alternate' and 'reuse_fake_output' exclude each other"
+            )
+
+    def _own_image_size(self) -> int:
+        """32 for the small sets that have a name, the preset's own size for anything else."""
+        return 32 if self.data in NAMES else PRESETS[self.preset].shared.get("image_size", 64)
+
+    @property
+    def batches_per_step(self) -> int:
+        """Minibatches of real images that one step takes from the data."""
+        return 2 if self.alternate else 1
+
+    def network_overrides(self) -> dict[str, Any]:
+        """The keyword arguments of :func:`dcgan_fast.models.build` that this run asks for."""
+        asked = {"nz": self.nz, "ngf": self.ngf, "ndf": self.ndf}
+        return {name: value for name, value in asked.items() if value is not None}
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), indent=2) + "\n"
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> TrainConfig:
+        known = {item.name for item in dataclasses.fields(cls)}
+        for name in values:
+            if name not in known:
+                raise UserError(
+                    f"unknown setting '{name}': the settings are {', '.join(sorted(known))}"
+                )
+        return cls(**values)
+
+    @classmethod
+    def from_json(cls, text: str) -> TrainConfig:
+        try:
+            values = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise UserError(f"the configuration is not JSON: {error}") from error
+        if not isinstance(values, dict):
+            raise UserError(f"the configuration must be a JSON object, got {type(values).__name__}")
+        return cls.from_dict(values)
+
+    def changed(self, changes: Mapping[str, Any]) -> TrainConfig:
+        """This configuration with the changes that a continued run may have.
+
+        Raises:
+            UserError: naming the first setting that may not change, or ``epochs`` if it would fall.
+        """
+        new = dataclasses.replace(self, **changes)
+        for name in changes:
+            before, after = getattr(self, name), getattr(new, name)
+            if before == after:
+                continue
+            if name not in CHANGEABLE:
+                raise UserError(
+                    f"a continued run cannot change '{name}': it was made with {before!r}, "
+                    f"got {after!r}"
+                )
+            if name == "epochs" and before is not None and (after is None or after < before):
+                raise UserError(f"'epochs' can only be raised: the run has {before}, got {after}")
+        return new
+
+
+_Rule = tuple[str, Callable[[Any], bool]]
+
+
+def _whole(low: int) -> _Rule:
+    def holds(value: Any) -> bool:
+        return isinstance(value, int) and not isinstance(value, bool) and value >= low
+
+    return f"a whole number of at least {low}", holds
+
+
+def _one_of(*choices: str) -> _Rule:
+    return "one of " + ", ".join(choices), lambda value: value in choices
+
+
+_POSITIVE: _Rule = ("a positive number", lambda value: 0 < value < math.inf)
+_NOT_NEGATIVE: _Rule = ("a number of at least 0", lambda value: 0 <= value < math.inf)
+
+_RULES: dict[str, _Rule] = {
+    "image_size": _whole(1),
+    "channels": _whole(1),
+    "nz": _whole(1),
+    "ngf": _whole(1),
+    "ndf": _whole(1),
+    "loss_output": _one_of(*LOSS_OUTPUTS),
+    "epochs": _whole(1),
+    "max_steps": _whole(1),
+    "batch_size": _whole(1),
+    "lr": _POSITIVE,
+    "beta1": ("a number from 0 to below 1", lambda value: 0 <= value < 1),
+    "adam_eps": _NOT_NEGATIVE,
+    "weight_decay": _NOT_NEGATIVE,
+    "g_steps_per_d": _whole(1),
+    "seed": _whole(0),
+    "threads": _whole(1),
+    "amp": _one_of("bf16"),
+    "bn": _one_of(*BN_MODES),
+    "grid_images": _whole(1),
+    "grid_every": _whole(1),
+    "log_every": _whole(1),
+    "save_steps": _whole(1),
+    "save_seconds": _POSITIVE,
+}
+_OPTIONAL = {
+    item.name
+    for item in dataclasses.fields(TrainConfig)
+    if item.default is None and "from_preset" not in item.metadata
+} | {"save_seconds"}
+
+
+def _satisfies(value: Any, holds: Callable[[Any], bool]) -> bool:
+    try:
+        return bool(holds(value))
+    except TypeError:
+        return False

@@ -1,0 +1,114 @@
+"""The folder of a run: what lies where in it, how a new one is made and an old one found."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import UserError
+from ..files import cannot_write, make_folder, remove_if_there
+from .checkpoint import FILE_NAME, PREVIOUS_NAME
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """``runs/<name>/``: every path of it has one name here."""
+
+    path: Path
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.path / FILE_NAME
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.json"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def curves(self) -> Path:
+        return self.path / "losses.png"
+
+    @property
+    def real(self) -> Path:
+        return self.path / "real.png"
+
+    @property
+    def generator(self) -> Path:
+        return self.path / "generator.pth"
+
+    @property
+    def discriminator(self) -> Path:
+        return self.path / "discriminator.pth"
+
+    def grid(self, epoch: int) -> Path:
+        """The samples after ``epoch``, counted from 1."""
+        return self.path / "samples" / f"epoch_{epoch:04d}.png"
+
+    def prepare(self) -> None:
+        """Make the folders, and remove what a killed process was writing."""
+        make_folder(self.path / "samples")
+        for folder in (self.path, self.path / "samples"):
+            for leftover in folder.glob(".*.tmp"):
+                remove_if_there(leftover)
+
+
+def new_run(out: str | os.PathLike[str], name: str | None, default_name: str) -> RunFolder:
+    """Make the folder of a new run in ``out``: ``name``, or ``default_name`` and a free number.
+
+    Raises:
+        UserError: ``out/name`` holds a run already (nothing of it is touched), or cannot be made.
+    """
+    parent = make_folder(out)
+    if name is None:
+        stem = re.sub(r"[^\w.-]+", "-", default_name).strip("-.") or "run"
+        for number in itertools.count(1):
+            path = parent / (stem if number == 1 else f"{stem}-{number}")
+            try:
+                path.mkdir()  # two processes never get the same folder
+            except FileExistsError:
+                continue
+            except OSError as error:
+                raise cannot_write(path, error) from error
+            break
+    else:
+        path = make_folder(parent / name)
+    run = RunFolder(path)
+    if run.checkpoint.exists():
+        raise UserError(
+            f"{path} holds a run already: continue it with --resume, or choose another --name"
+        )
+    run.prepare()
+    return run
+
+
+def find_checkpoint(path: str | os.PathLike[str]) -> Path:
+    """The checkpoint that ``path`` means: the file, or the newest of a run or a folder of runs.
+
+    Raises:
+        UserError: there is none.
+    """
+    path = Path(path)
+    if path.is_file():
+        return path
+    for place in (path, *sorted(_runs_in(path), key=_age)):
+        for name in (FILE_NAME, PREVIOUS_NAME):
+            if (place / name).is_file():
+                return place / name
+    raise UserError(
+        f"no checkpoint to continue from: {path}" + ("" if path.exists() else " is missing")
+    )
+
+
+def _runs_in(folder: Path) -> list[Path]:
+    return [path.parent for path in folder.glob(f"*/{FILE_NAME}")]
+
+
+def _age(run: Path) -> float:
+    return -(run / FILE_NAME).stat().st_mtime

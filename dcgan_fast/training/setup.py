@@ -1,0 +1,118 @@
+"""What a run needs before its first step: the device, the data, the networks, their optimisers."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.optim import Adam
+
+from .. import models
+from ..data import Dataset, prepare
+from ..errors import UserError
+from ..nn import unfuse
+from .checkpoint import load_checkpoint, load_state
+from .config import TrainConfig
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of that name; "auto" is CUDA where there is one. Raises :class:`UserError`."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"the device '{name}' cannot be used here: {reason}") from error
+    return device
+
+
+def configure_torch(config: TrainConfig, device: torch.device) -> None:
+    """Set PyTorch's own switches, which hold for the whole process."""
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    if device.type == "cuda":
+        torch.backends.cudnn.deterministic = config.deterministic
+        torch.backends.cudnn.benchmark = not config.deterministic
+
+
+def load_data(config: TrainConfig) -> Dataset:
+    """The prepared data set; the first time takes a while, on whose progress a terminal is told."""
+    return prepare(
+        config.data,
+        image_size=config.image_size,
+        channels=config.channels,
+        split=config.split,
+        progress=sys.stderr.isatty(),
+    )
+
+
+def check_networks(config: TrainConfig) -> None:
+    """Report settings that the networks cannot have before hours go into preparing the data."""
+    with torch.device("meta"):
+        _preset_networks(config, config.channels or 3)
+
+
+def _preset_networks(config: TrainConfig, channels: int) -> tuple[nn.Module, nn.Module]:
+    return models.build(
+        config.preset,
+        image_size=config.image_size,
+        nc=channels,
+        output=config.loss_output,
+        **config.network_overrides(),
+    )
+
+
+def build_networks(config: TrainConfig, channels: int) -> tuple[nn.Module, nn.Module]:
+    """Generator and discriminator with their starting weights, drawn or from the files given."""
+    networks = _preset_networks(config, channels)
+    starts = (("generator", config.init_generator), ("discriminator", config.init_discriminator))
+    for network, (role, source) in zip(networks, starts, strict=True):
+        if source is not None:
+            start = load_checkpoint(source)
+            if role not in start:
+                raise UserError(f"{source} holds no {role}")
+            load_state(network, start[role], source=source)
+    if not config.fuse:
+        for network in networks:
+            unfuse(network, inplace=True)
+    return networks
+
+
+def config_of(network: nn.Module) -> dict[str, Any]:
+    """What rebuilds a network of ours; nothing for one of another's."""
+    return network.config if isinstance(network, models.Generator | models.Discriminator) else {}
+
+
+def placed(network: nn.Module, device: torch.device, layout: torch.memory_format) -> nn.Module:
+    """``network`` itself, moved; the layout is that of its 4-dimensional weights."""
+    return network.to(device).to(memory_format=layout)  # type: ignore[call-overload]
+
+
+def adam(network: nn.Module, config: TrainConfig) -> Adam:
+    """Adam as configured, in PyTorch's fused form where the device has it."""
+
+    def make(fused: bool) -> Adam:
+        return Adam(
+            network.parameters(),
+            lr=config.lr,
+            betas=(config.beta1, 0.999),
+            eps=config.adam_eps,
+            weight_decay=config.weight_decay,
+            fused=fused,
+        )
+
+    try:
+        return make(fused=True)
+    except RuntimeError:  # a device that has no fused Adam
+        return make(fused=False)
+
+
+def derived_seed(seed: int, purpose: str) -> int:
+    """Independent streams from one seed: latents must not repeat the numbers of the weights."""
+    words = np.random.SeedSequence([seed, *purpose.encode()]).generate_state(1, np.uint64)
+    return int(words[0] >> np.uint64(1))

@@ -1,0 +1,142 @@
+"""One step of adversarial training, in the four dialects of the DCGAN family.
+
+========================  ========================================================================
+pytorch/examples          D on real and fake; then G through a fresh pass of the updated D
+carpedm20                 the same, then G again with the same latents (``g_steps_per_d=2``)
+Newmu                     one minibatch trains G, the next trains D on new fakes (``alternate``)
+dcgan.torch               G through D's pass from before D's update (``reuse_fake_output``)
+========================  ========================================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from .losses import FAKE, REAL, adversarial_loss, mean_probability
+
+METRICS = ("loss_d", "loss_g", "d_x", "d_g_z1", "d_g_z2")
+"""What a step reports: both losses, D(x), D(G(z)) as D's update and as G's update saw it."""
+
+Draw = Callable[[], Tensor]
+
+
+class AdversarialStep:
+    """Updates both networks once: ``step(real, draw) -> Tensor`` of the five :data:`METRICS`.
+
+    ``real`` are the images of the minibatch that trains D; ``draw()`` returns a fresh batch of
+    latents. The metrics stay on the device, so that a step never waits for it.
+    """
+
+    def __init__(
+        self,
+        generator: nn.Module,
+        discriminator: nn.Module,
+        optimizer_g: Optimizer,
+        optimizer_d: Optimizer,
+        *,
+        loss_output: str = "logits",
+        g_steps_per_d: int = 1,
+        alternate: bool = False,
+        reuse_fake_output: bool = False,
+        autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
+    ) -> None:
+        self.generator, self.discriminator = generator, discriminator
+        self.optimizer_g, self.optimizer_d = optimizer_g, optimizer_d
+        self.loss_output = loss_output
+        self.g_steps_per_d = g_steps_per_d
+        self.alternate, self.reuse_fake_output = alternate, reuse_fake_output
+        self.autocast = autocast
+        self._g_weights = [p for p in generator.parameters() if p.requires_grad]
+        self._d_weights = [p for p in discriminator.parameters() if p.requires_grad]
+
+    def __call__(self, real: Tensor, draw: Draw) -> Tensor:
+        if self.alternate:
+            return self._alternating(real, draw)
+        if self.reuse_fake_output:
+            return self._sharing(real, draw)
+        return self._standard(real, draw)
+
+    def _standard(self, real: Tensor, draw: Draw) -> Tensor:
+        self.optimizer_d.zero_grad(set_to_none=True)
+        loss_real, d_x = self._learn(self._discriminate(real), REAL)
+        latent = draw()
+        fake = self._generate(latent)
+        loss_fake, d_g_z1 = self._learn(self._discriminate(fake.detach()), FAKE)
+        self.optimizer_d.step()
+
+        loss_g, d_g_z2 = self._update_generator(fake)
+        for _ in range(self.g_steps_per_d - 1):
+            loss_g, d_g_z2 = self._update_generator(self._generate(latent))
+        return torch.stack([loss_real + loss_fake, loss_g, d_x, d_g_z1, d_g_z2])
+
+    def _alternating(self, real: Tensor, draw: Draw) -> Tensor:
+        """G's minibatch has no use for its images (the caller passes over them)."""
+        loss_g, d_g_z2 = self._update_generator(self._generate(draw()))
+
+        self.optimizer_d.zero_grad(set_to_none=True)
+        loss_real, d_x = self._learn(self._discriminate(real), REAL)
+        with torch.no_grad():
+            fake = self._generate(draw())
+        loss_fake, d_g_z1 = self._learn(self._discriminate(fake), FAKE)
+        self.optimizer_d.step()
+        return torch.stack([loss_real + loss_fake, loss_g, d_x, d_g_z1, d_g_z2])
+
+    def _sharing(self, real: Tensor, draw: Draw) -> Tensor:
+        """One pass of D over the fakes serves both updates, each by a backward pass of its own.
+
+        dcgan.torch sends G's gradient through D's *updated* weights with the activations of the old
+        ones, which autograd rightly refuses; here both gradients are those of the old weights.
+        """
+        self.optimizer_d.zero_grad(set_to_none=True)
+        self.optimizer_g.zero_grad(set_to_none=True)
+        loss_real, d_x = self._learn(self._discriminate(real), REAL)
+        output = self._discriminate(self._generate(draw()))
+        loss_fake, loss_g = self._loss(output, FAKE), self._loss(output, REAL)
+        loss_fake.backward(inputs=self._d_weights, retain_graph=True)
+        loss_g.backward(inputs=self._g_weights)
+        self.optimizer_d.step()
+        self.optimizer_g.step()
+        d_g_z = mean_probability(output, kind=self.loss_output)
+        return torch.stack([loss_real + loss_fake.detach(), loss_g.detach(), d_x, d_g_z, d_g_z])
+
+    def _update_generator(self, fake: Tensor) -> tuple[Tensor, Tensor]:
+        self.optimizer_g.zero_grad(set_to_none=True)
+        with self._frozen_discriminator():
+            result = self._learn(self._discriminate(fake), REAL)
+        self.optimizer_g.step()
+        return result
+
+    def _learn(self, output: Tensor, label: float) -> tuple[Tensor, Tensor]:
+        """Backward pass of the loss of ``output``; returns (loss, mean probability of "real")."""
+        loss = self._loss(output, label)
+        loss.backward()
+        return loss.detach(), mean_probability(output, kind=self.loss_output)
+
+    def _loss(self, output: Tensor, label: float) -> Tensor:
+        return adversarial_loss(output, label, kind=self.loss_output)
+
+    # A context for each pass: autocast keeps its casts of the weights until it is left, and between
+    # passes the weights change.
+    def _generate(self, latent: Tensor) -> Tensor:
+        with self.autocast():
+            return self.generator(latent)
+
+    def _discriminate(self, images: Tensor) -> Tensor:
+        with self.autocast():
+            return self.discriminator(images)
+
+    @contextmanager
+    def _frozen_discriminator(self) -> Iterator[None]:
+        """D's weight gradients would be computed and thrown away: a twelfth of the step saved."""
+        for weight in self._d_weights:
+            weight.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for weight in self._d_weights:
+                weight.requires_grad_(True)

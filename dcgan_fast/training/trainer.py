@@ -1,0 +1,486 @@
+"""The training loop: what it keeps, what it writes, and how it continues bit for bit."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from .. import models
+from ..data import Batches, Dataset
+from ..errors import UserError
+from ..files import write_text
+from ..nn import batch_norm_mode
+from ..visualize import image_grid, save_png, training_curves
+from .callbacks import Callback
+from .checkpoint import (
+    PREVIOUS_NAME,
+    bare_state,
+    load_checkpoint,
+    load_state,
+    save_bare_state,
+    save_checkpoint,
+)
+from .config import DIGITS_WIDTH, EPOCHS, STEPS_AT_LEAST, TrainConfig
+from .log import MetricsFile, MetricsWindow, Record, TrainingDiverged
+from .run import RunFolder, find_checkpoint, new_run
+from .setup import (
+    adam,
+    build_networks,
+    check_networks,
+    config_of,
+    configure_torch,
+    derived_seed,
+    load_data,
+    pick_device,
+    placed,
+)
+from .signals import StopRequest
+from .step import METRICS, AdversarialStep
+
+_MAX_GRIDS = 50  # a run; more epochs than that get a grid every few
+
+
+class Trainer:
+    """Trains a generator against a discriminator; ``Trainer(TrainConfig(epochs=5)).fit()``.
+
+    Args:
+        config: every setting; the default trains the default networks on ``digits``.
+        generator, discriminator: networks of your own in place of the preset's. The generator maps
+            latents (N, nz, 1, 1) to images (N, C, S, S) in [-1, 1], the discriminator images to one
+            number each: logits, or probabilities with ``loss_output="sigmoid"``. They are trained
+            in place; :func:`dcgan_fast.fuse` them first for speed.
+        dataset: images of your own in place of ``config.data``.
+
+    Attributes:
+        generator, discriminator, optimizer_g, optimizer_d, dataset, device: what is trained, where.
+        step, last_step: steps done, and steps after which the run is complete.
+        epoch, epochs, steps_per_epoch: the same in epochs; only whole ones count as done.
+        records: what ``metrics.jsonl`` holds, a list of dicts.
+        run: the run's folder, None before :meth:`fit` and where ``config.out`` is None.
+
+    Raises:
+        UserError: settings that do not go together, or data that cannot be read.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig | None = None,
+        *,
+        generator: nn.Module | None = None,
+        discriminator: nn.Module | None = None,
+        dataset: Dataset | None = None,
+    ) -> None:
+        config = config or TrainConfig()
+        if (generator is None) != (discriminator is None):
+            raise UserError("Trainer(): give both 'generator' and 'discriminator', or neither")
+        self.device = pick_device(config.device)
+        configure_torch(config, self.device)
+        if generator is None:
+            check_networks(config)
+        self.dataset = load_data(config) if dataset is None else dataset
+        self.steps_per_epoch = self._count_steps(config)
+        self.config = self._resolve(config, None if dataset is None else dataset.name)
+
+        torch.manual_seed(config.seed)
+        if generator is None or discriminator is None:
+            generator, discriminator = build_networks(self.config, self.dataset.channels)
+        self._layout = torch.channels_last if config.channels_last else torch.contiguous_format
+        self.generator = placed(generator, self.device, self._layout)
+        self.discriminator = placed(discriminator, self.device, self._layout)
+        self.optimizer_g = adam(self.generator, self.config)
+        self.optimizer_d = adam(self.discriminator, self.config)
+
+        self.step = 0
+        self.run: RunFolder | None = None
+        self._latents = torch.Generator().manual_seed(derived_seed(config.seed, "latents"))
+        self._fixed_latents = self._latents_from(
+            torch.Generator().manual_seed(derived_seed(config.seed, "grid")), config.grid_images
+        )
+        self._window = MetricsWindow(METRICS, config.log_every)
+        self._metrics = MetricsFile(None)
+        self._update = AdversarialStep(
+            self.generator,
+            self.discriminator,
+            self.optimizer_g,
+            self.optimizer_d,
+            loss_output=config.loss_output,
+            g_steps_per_d=config.g_steps_per_d,
+            alternate=config.alternate,
+            reuse_fake_output=config.reuse_fake_output,
+            autocast=self._autocast,
+        )
+
+    @classmethod
+    def resume(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        generator: nn.Module | None = None,
+        discriminator: nn.Module | None = None,
+        dataset: Dataset | None = None,
+        **changes: Any,
+    ) -> Trainer:
+        """A trainer that continues, bit for bit, from a checkpoint or from the newest of a run.
+
+        ``changes`` are settings of :class:`TrainConfig` that may differ from the run's: ``epochs``
+        (raised), and what has no part in the numbers. Give networks and data of your own again.
+
+        Raises:
+            UserError: no checkpoint, not one of a training run, a setting that may not change,
+                other data, or other networks.
+        """
+        file = find_checkpoint(path)
+        checkpoint = _load_newest(file)
+        if "train_config" not in checkpoint:
+            raise UserError(
+                f"{file} holds networks but no training run to continue; start one from them with "
+                "init_generator and init_discriminator (--netG, --netD)"
+            )
+        config = TrainConfig.from_dict(checkpoint["train_config"]).changed(changes)
+        # The files that the run started from may be gone, and are not needed any more.
+        start = dataclasses.replace(config, init_generator=None, init_discriminator=None)
+        trainer = cls(start, generator=generator, discriminator=discriminator, dataset=dataset)
+        trainer.config = dataclasses.replace(
+            trainer.config,
+            init_generator=config.init_generator,
+            init_discriminator=config.init_discriminator,
+        )
+        trainer._restore(checkpoint, file)
+        return trainer
+
+    # ------------------------------------------------------------------------------ where it stands
+
+    @property
+    def epochs(self) -> int:
+        assert self.config.epochs is not None  # _resolve() has set it
+        return self.config.epochs
+
+    @property
+    def epoch(self) -> int:
+        return self.step // self.steps_per_epoch
+
+    @property
+    def last_step(self) -> int:
+        steps = self.epochs * self.steps_per_epoch
+        return min(steps, self.config.max_steps or steps)
+
+    @property
+    def images_per_step(self) -> int:
+        return self.config.batch_size * self.config.batches_per_step
+
+    @property
+    def records(self) -> Sequence[Record]:
+        return self._metrics.records
+
+    # ------------------------------------------------------------------------------------ the loop
+
+    def fit(self, callbacks: Sequence[Callback] = ()) -> Path | None:
+        """Train until the run is complete; returns its folder (None where ``config.out`` is None).
+
+        Ctrl-C and SIGTERM end the run at the next step boundary with a checkpoint and then raise
+        KeyboardInterrupt or SystemExit(143).
+
+        Raises:
+            TrainingDiverged: a loss or a weight is NaN or infinite; the last good checkpoint stays.
+            UserError: the output cannot be written.
+        """
+        if self.step >= self.last_step:
+            return self.run.path if self.run else None
+        with StopRequest() as stop:
+            self._open_run()
+            for callback in callbacks:
+                callback.on_start(self)
+            try:
+                self._loop(callbacks, stop)
+            except TrainingDiverged as error:
+                raise TrainingDiverged(f"{error}: {self._advice()}") from None
+            finally:
+                for callback in callbacks:
+                    callback.on_end(self)
+        return self.run.path if self.run else None
+
+    def _loop(self, callbacks: Sequence[Callback], stop: StopRequest) -> None:
+        self._saved_at = self._recorded_at = time.monotonic()
+        self._recorded_step = self.step
+        self.generator.train()
+        self.discriminator.train()
+        for real in self._real_images():
+            row = self._update(real, self._draw)
+            self.step += 1
+            record = self._window.add(self.step, row)
+            if record is not None:
+                self._record(record, callbacks)
+            for callback in callbacks:
+                callback.on_step(self)
+            complete = self.step == self.last_step
+            if complete and record is None:
+                self._record(self._window.mean(), callbacks)
+            if self.step % self.steps_per_epoch == 0 or complete:
+                self._end_epoch(callbacks, complete)
+            if self._save_is_due() or complete or stop.received is not None:
+                self.save()
+            stop.raise_if_received()
+
+    def _real_images(self) -> Iterator[Tensor]:
+        """The batches that train D, from where the run stands to its end.
+
+        An alternating step takes two from the data and passes over the first, which trains G.
+        """
+        stride = self.config.batches_per_step
+        batches = Batches(
+            self.dataset,
+            self.config.batch_size,
+            seed=self.config.seed,
+            flip=self.config.flip,
+            device=self.device,
+            memory_format=self._layout,
+            start=(self.epoch, self.step % self.steps_per_epoch * stride),
+        )
+        while True:
+            for real in batches:
+                if batches.position % stride == 0:
+                    yield real
+                if self.step == self.last_step:
+                    return
+
+    def _draw(self) -> Tensor:
+        return self._latents_from(self._latents, self.config.batch_size)
+
+    def _latents_from(self, source: torch.Generator, count: int) -> Tensor:
+        """Latents as (count, nz, 1, 1), the shape that also pytorch/examples' generator takes.
+
+        Drawn on the CPU: the same numbers on every device.
+        """
+        sample = getattr(self.generator, "sample_latent", None)
+        if sample is not None:
+            latent = sample(count, generator=source)
+        else:
+            latent = torch.randn(count, self.config.nz or 100, generator=source)
+        return latent.to(self.device).reshape(count, -1, 1, 1)
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        if self.config.amp is None:
+            return nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16)
+
+    # ------------------------------------------------------------------------------ what it writes
+
+    def _open_run(self) -> None:
+        if self.config.out is None:
+            return
+        if self.run is not None:
+            self.run.prepare()
+        else:
+            default = f"{self.dataset.name}-{self.config.preset}"
+            self.run = new_run(self.config.out, self.config.name, default)
+        self._metrics.path = self.run.metrics
+        self._metrics.rewind(self.step, self.config.log_every)
+        save_png(self._draw_real_grid(), self.run.real)
+        self.config = dataclasses.replace(
+            self.config, out=str(self.run.path.parent), name=self.run.path.name
+        )
+        write_text(self.run.config, self.config.to_json())
+
+    def _record(self, record: Record, callbacks: Sequence[Callback]) -> None:
+        now = time.monotonic()
+        speed = (self.step - self._recorded_step) * self.images_per_step / (now - self._recorded_at)
+        self._recorded_at, self._recorded_step = now, self.step
+        record = {
+            "step": self.step,
+            "epoch": (self.step - 1) // self.steps_per_epoch + 1,
+            **record,
+            "images_per_s": round(speed, 1),
+        }
+        self._metrics.append(record)
+        for callback in callbacks:
+            callback.on_record(self, record)
+
+    def _end_epoch(self, callbacks: Sequence[Callback], complete: bool) -> None:
+        for callback in callbacks:
+            callback.on_epoch(self)
+        epoch = (self.step - 1) // self.steps_per_epoch + 1
+        every = self.config.grid_every
+        assert every is not None  # _resolve() has set it
+        if self.run is not None and (complete or epoch % every == 0):
+            self._write_products(self.run, epoch)
+
+    def _write_products(self, run: RunFolder, epoch: int) -> None:
+        """What people look at: the grid, the curves, the bare weights."""
+        self._check_finite()
+        save_png(self.draw_grid(), run.grid(epoch))
+        save_png(training_curves(self.records), run.curves)
+        generator, discriminator = bare_state(self.generator), bare_state(self.discriminator)
+        save_bare_state(run.generator, generator)
+        save_bare_state(run.discriminator, discriminator)
+        if self.config.epoch_weights:
+            save_bare_state(run.path / f"netG_epoch_{epoch - 1}.pth", generator)
+            save_bare_state(run.path / f"netD_epoch_{epoch - 1}.pth", discriminator)
+
+    def draw_grid(self) -> Image.Image:
+        """The images of the run's fixed latents, with batch norm as ``config.bn`` says."""
+        mode = self.config.bn
+        if isinstance(self.generator, models.Generator):
+            images = models.generate(
+                self.generator, self._fixed_latents, bn=mode, batch_size=self.config.batch_size
+            )
+        else:
+            images = _generate_with_other(self.generator, self._fixed_latents, mode)
+        return image_grid(images)
+
+    def _draw_real_grid(self) -> Image.Image:
+        """Real images from all over the data, which is often sorted by class."""
+        count = min(len(self.dataset), self.config.grid_images)
+        rows = np.linspace(0, len(self.dataset) - 1, count).astype(int)
+        return image_grid(torch.from_numpy(self.dataset.images[rows]), value_range=(0, 255))
+
+    def _save_is_due(self) -> bool:
+        steps, seconds = self.config.save_steps, self.config.save_seconds
+        return (
+            self.step % self.steps_per_epoch == 0
+            or (steps is not None and self.step % steps == 0)
+            or (seconds is not None and time.monotonic() - self._saved_at >= seconds)
+        )
+
+    def save(self) -> None:
+        """Write the checkpoint of this moment; that before it stays as ``checkpoint.previous.pt``.
+
+        Raises:
+            TrainingDiverged: a weight or a loss is not finite; nothing is written.
+        """
+        self._check_finite()
+        if self.run is not None:
+            self._metrics.sync()
+            save_checkpoint(self.run.checkpoint, self.state(), keep=PREVIOUS_NAME)
+        self._saved_at = time.monotonic()
+
+    def state(self) -> dict[str, Any]:
+        """The contents of a checkpoint: all that the rest of the run depends on."""
+        cuda = self.device.type == "cuda"
+        return {
+            "preset": self.config.preset,
+            "config": {
+                "generator": config_of(self.generator),
+                "discriminator": config_of(self.discriminator),
+            },
+            "bn": self.config.bn,
+            "generator": self.generator.state_dict(),
+            "discriminator": self.discriminator.state_dict(),
+            "optimizer_g": self.optimizer_g.state_dict(),
+            "optimizer_d": self.optimizer_d.state_dict(),
+            "rng": {
+                "latents": self._latents.get_state(),
+                "torch": torch.get_rng_state(),  # for networks of one's own, with dropout
+                "cuda": torch.cuda.get_rng_state(self.device) if cuda else None,
+            },
+            "data": {"name": self.dataset.name, "shape": list(self.dataset.images.shape)},
+            "step": self.step,
+            "epoch": self.epoch,
+            "metrics": self._window.state(),
+            "train_config": self.config.to_dict(),
+        }
+
+    def _restore(self, checkpoint: Mapping[str, Any], file: Path) -> None:
+        shape, shape_then = list(self.dataset.images.shape), checkpoint["data"]["shape"]
+        if shape != shape_then:
+            raise UserError(
+                f"{file} was trained on other data: images {tuple(shape_then)} then, "
+                f"{tuple(shape)} now"
+            )
+        load_state(self.generator, checkpoint["generator"], source=file)
+        load_state(self.discriminator, checkpoint["discriminator"], source=file)
+        self.optimizer_g.load_state_dict(checkpoint["optimizer_g"])
+        self.optimizer_d.load_state_dict(checkpoint["optimizer_d"])
+        rng = checkpoint["rng"]
+        self._latents.set_state(rng["latents"])
+        torch.set_rng_state(rng["torch"])
+        if self.device.type == "cuda" and rng["cuda"] is not None:
+            torch.cuda.set_rng_state(rng["cuda"], self.device)
+        self.step = checkpoint["step"]
+        self._window.load(checkpoint["metrics"], self.step, self.device)
+        if self.config.out is not None:
+            self.run = RunFolder(file.parent)
+
+    # ------------------------------------------------------------------------------------- checks
+
+    def _check_finite(self) -> None:
+        """The losses first: they say more, but do not show what the last update did."""
+        self._window.check()
+        for role, network in (("generator", self.generator), ("discriminator", self.discriminator)):
+            weights = [
+                value for value in network.state_dict().values() if value.is_floating_point()
+            ]
+            if not torch.stack([value.isfinite().all() for value in weights]).all():
+                raise TrainingDiverged(
+                    f"a weight of the {role} is not finite after step {self.step}"
+                )
+
+    def _advice(self) -> str:
+        if self.run is None or not self.run.checkpoint.exists():
+            kept = "there is no checkpoint yet"
+        else:
+            kept = f"the last good checkpoint is {self.run.checkpoint}"
+        return f"training diverged; {kept}; a lower --lr may help"
+
+    def _count_steps(self, config: TrainConfig) -> int:
+        steps = len(self.dataset) // (config.batch_size * config.batches_per_step)
+        if steps == 0:
+            raise UserError(
+                f"{self.dataset.name} holds {len(self.dataset)} images, fewer than the "
+                f"{config.batch_size * config.batches_per_step} of one step: lower 'batch_size'"
+            )
+        return steps
+
+    def _resolve(self, config: TrainConfig, own_data: str | None) -> TrainConfig:
+        """Fill in what depends on the data, so that a continued run does not decide it anew."""
+        epochs = config.epochs or max(EPOCHS, math.ceil(STEPS_AT_LEAST / self.steps_per_epoch))
+        data = own_data or config.data
+        width = DIGITS_WIDTH if data == "digits" else None
+        return dataclasses.replace(
+            config,
+            data=data,
+            image_size=self.dataset.image_size,
+            ngf=config.ngf or width,
+            ndf=config.ndf or width,
+            epochs=epochs,
+            grid_every=config.grid_every or math.ceil(epochs / _MAX_GRIDS),
+        )
+
+
+def _load_newest(file: Path) -> dict[str, Any]:
+    """``file``, or the checkpoint before it where the disk has damaged the newest of a run."""
+    previous = file.with_name(PREVIOUS_NAME)
+    try:
+        return load_checkpoint(file)
+    except UserError as error:
+        if file == previous or not previous.exists():
+            raise
+        warnings.warn(f"{error}; continuing from {previous}", stacklevel=3)
+        return load_checkpoint(previous)
+
+
+def _generate_with_other(generator: nn.Module, latents: Tensor, bn: str) -> Tensor:
+    """Images of a network that is not ours, which has no promise to keep beyond being a module."""
+    if bn == "population":
+        raise UserError(
+            "bn='population' needs a dcgan_fast.models.Generator; use 'running' or 'batch'"
+        )
+    modes = [(module, module.training) for module in generator.modules()]
+    try:
+        mode = batch_norm_mode(generator.eval(), "batch" if bn == "batch" else "running")
+        with torch.no_grad(), mode:
+            return generator(latents)
+    finally:
+        for module, training in modes:
+            module.training = training
