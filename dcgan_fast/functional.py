@@ -12,8 +12,9 @@ CPU tensors, and CUDA tensors where the CUDA half was built, run the kernels of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, ParamSpec, cast
 
 import torch
 import torch.distributed as dist
@@ -24,6 +25,7 @@ from . import _C, reference
 __all__ = ["bn_act", "conv_act", "conv_bn_act", "conv_transpose_act", "conv_transpose_bn_act"]
 
 IntOrPair = int | tuple[int, int]
+P = ParamSpec("P")
 
 _ops = torch.ops.dcgan_fast
 _SERVED_DEVICES = ("cpu", "cuda") if _C.cuda_architectures else ("cpu",)
@@ -34,10 +36,25 @@ def served(input: Tensor) -> bool:
     return input.device.type in _SERVED_DEVICES
 
 
+def _where_served(op: Callable[P, Tensor]) -> Callable[P, Tensor]:
+    """``op`` where our kernels serve the call, its namesake in :mod:`dcgan_fast.reference` elsewhere."""
+    stand_in: Callable[P, Tensor] = getattr(reference, op.__name__)
+
+    @functools.wraps(op)
+    def run(*args: P.args, **kwargs: P.kwargs) -> Tensor:
+        input = args[0] if args else kwargs["input"]
+        if kwargs.get("process_group") is None and served(cast(Tensor, input)):
+            return op(*args, **kwargs)
+        return stand_in(*args, **kwargs)
+
+    return run
+
+
 def _pair(value: IntOrPair) -> Sequence[int]:
     return (value, value) if isinstance(value, int) else value
 
 
+@_where_served
 def bn_act(
     input: Tensor,
     bn_weight: Tensor,
@@ -79,21 +96,6 @@ def bn_act(
 
     Source: Ioffe & Szegedy 2015, Algorithms 1 and 2; :func:`torch.nn.functional.batch_norm`.
     """
-    if process_group is not None or not served(input):
-        return reference.bn_act(
-            input,
-            bn_weight,
-            bn_bias,
-            running_mean,
-            running_var,
-            activation=activation,
-            negative_slope=negative_slope,
-            training=training,
-            momentum=momentum,
-            eps=eps,
-            stat_groups=stat_groups,
-            process_group=process_group,
-        )
     return _ops.bn_act(
         input,
         bn_weight,
@@ -109,6 +111,7 @@ def bn_act(
     )
 
 
+@_where_served
 def conv_bn_act(
     input: Tensor,
     weight: Tensor,
@@ -145,24 +148,6 @@ def conv_bn_act(
 
     Source: the DCGAN paper, section 3 (strided convolutions, batch norm, LeakyReLU in the discriminator).
     """
-    if process_group is not None or not served(input):
-        return reference.conv_bn_act(
-            input,
-            weight,
-            bn_weight,
-            bn_bias,
-            running_mean,
-            running_var,
-            stride=stride,
-            padding=padding,
-            activation=activation,
-            negative_slope=negative_slope,
-            training=training,
-            momentum=momentum,
-            eps=eps,
-            stat_groups=stat_groups,
-            process_group=process_group,
-        )
     return _ops.conv_bn_act(
         input,
         weight,
@@ -181,6 +166,7 @@ def conv_bn_act(
     )
 
 
+@_where_served
 def conv_transpose_bn_act(
     input: Tensor,
     weight: Tensor,
@@ -219,25 +205,6 @@ def conv_transpose_bn_act(
 
     Source: the DCGAN paper, section 3 (fractionally-strided convolutions, batch norm, ReLU in the generator).
     """
-    if process_group is not None or not served(input):
-        return reference.conv_transpose_bn_act(
-            input,
-            weight,
-            bn_weight,
-            bn_bias,
-            running_mean,
-            running_var,
-            stride=stride,
-            padding=padding,
-            output_padding=output_padding,
-            activation=activation,
-            negative_slope=negative_slope,
-            training=training,
-            momentum=momentum,
-            eps=eps,
-            stat_groups=stat_groups,
-            process_group=process_group,
-        )
     return _ops.conv_transpose_bn_act(
         input,
         weight,
@@ -257,6 +224,7 @@ def conv_transpose_bn_act(
     )
 
 
+@_where_served
 def conv_act(
     input: Tensor,
     weight: Tensor,
@@ -285,21 +253,12 @@ def conv_act(
         ValueError: a shape, device or value is wrong.
         TypeError: a dtype is wrong.
     """
-    if not served(input):
-        return reference.conv_act(
-            input,
-            weight,
-            bias,
-            stride=stride,
-            padding=padding,
-            activation=activation,
-            negative_slope=negative_slope,
-        )
     return _ops.conv_act(
         input, weight, bias, _pair(stride), _pair(padding), activation, negative_slope
     )
 
 
+@_where_served
 def conv_transpose_act(
     input: Tensor,
     weight: Tensor,
@@ -327,17 +286,6 @@ def conv_transpose_act(
         ValueError: a shape, device or value is wrong.
         TypeError: a dtype is wrong.
     """
-    if not served(input):
-        return reference.conv_transpose_act(
-            input,
-            weight,
-            bias,
-            stride=stride,
-            padding=padding,
-            output_padding=output_padding,
-            activation=activation,
-            negative_slope=negative_slope,
-        )
     return _ops.conv_transpose_act(
         input,
         weight,
