@@ -9,7 +9,7 @@ import sys
 
 import pytest
 import torch
-from conftest import assert_as_accurate
+from accuracy import assert_as_accurate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
