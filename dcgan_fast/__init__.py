@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import platform
 from typing import Any
 
@@ -13,11 +14,18 @@ import torch  # noqa: F401  (its libraries must be loaded before ours)
 
 try:
     from . import _C
-except ModuleNotFoundError as error:
-    raise ImportError(
-        "dcgan_fast was found without its compiled half: run `pip install .` in its source folder "
-        "and import it from another folder, or use `pip install -e .`"
-    ) from error
+except ImportError as error:
+    if importlib.util.find_spec("dcgan_fast._C") is None:
+        reason = (
+            f"{__path__[0]} is a source folder without the compiled half: run `pip install .` there and import "
+            "from another folder, or use `pip install -e .`"
+        )
+    else:
+        reason = (
+            f"its compiled half does not load beside torch {torch.__version__} ({error}): it works with the torch "
+            "minor it was built against, so install it again"
+        )
+    raise ImportError(f"dcgan_fast cannot be imported: {reason}") from error
 from . import functional, models, nn, reference
 from .errors import UserError
 from .nn import FusedSequential, explain, fuse, unfuse

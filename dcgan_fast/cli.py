@@ -31,6 +31,8 @@ from .training.config import DIGITS_WIDTH, EPOCHS, LOSS_OUTPUTS, STEPS_AT_LEAST
 from .training.setup import pick_device
 from .visualize import image_grid, save_png, to_image
 
+_MOST_IMAGES = 1_000_000  # of one call of `sample`: their latents are held in memory at once
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line ``argv`` (the process's own by default); returns the exit status."""
@@ -463,7 +465,7 @@ def _sample_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "checkpoint", metavar="CHECKPOINT", help="a checkpoint, a run folder, or a bare generator"
     )
-    parser.add_argument("-n", type=_positive, metavar="N", help="how many images (default: 64)")
+    parser.add_argument("-n", type=_image_count, metavar="N", help="how many images (default: 64)")
     parser.add_argument(
         "--seeds",
         type=_seeds,
@@ -530,6 +532,13 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _image_count(text: str) -> int:
+    count = _positive(text)
+    if count > _MOST_IMAGES:
+        raise argparse.ArgumentTypeError(f"at most {_MOST_IMAGES:,} images, got {count}")
+    return count
+
+
 def _seeds(text: str) -> list[int]:
     """``1,2,3`` and ``1-10`` and mixtures of the two."""
     seeds: list[int] = []
@@ -538,6 +547,8 @@ def _seeds(text: str) -> list[int]:
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
         if first > last or last >= 2**63:
             raise argparse.ArgumentTypeError(f"seeds look like 1,2,3 or 1-10, got '{text}'")
+        if last - first >= _MOST_IMAGES - len(seeds):
+            raise argparse.ArgumentTypeError(f"at most {_MOST_IMAGES:,} seeds, got '{text}'")
         seeds += range(first, last + 1)
     return seeds
 

@@ -19,9 +19,12 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     ``path``: a kill, a crash or a full disk leaves either the old file or the new one.
 
     Raises:
-        UserError: the folder is missing, read-only or full; the temporary file is removed.
+        UserError: the folder is missing, read-only or full (the temporary file is removed), or
+            ``path`` is something else than a file: a folder, a device, a pipe.
     """
     path = Path(path)
+    if path.exists() and not path.is_file():  # a rename would put a file in the place of a device
+        raise UserError(f"cannot write {path}: it is there already and is not a file")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:

@@ -51,7 +51,9 @@ def _where_served(op: Callable[P, Tensor]) -> Callable[P, Tensor]:
 
 
 def _pair(value: IntOrPair) -> Sequence[int]:
-    return (value, value) if isinstance(value, int) else value
+    if isinstance(value, int):
+        return (value, value)
+    return (value[0], value[0]) if len(value) == 1 else value
 
 
 @_where_served

@@ -130,18 +130,35 @@ def _obstacle(module: nn.Module) -> str:
     elif isinstance(module, _BatchNorm):
         if not module.affine:
             return "affine=False"
+        if module.bias is None:
+            return "bias=False"
         if module.momentum is None:
             return "momentum=None"
     return ""
 
 
-def _any_global_hook() -> bool:
-    return bool(
+def _plain_is_wanted(input: Tensor) -> bool:
+    """Whether somebody watches or transforms the children: exporters, tracers, hooks, torch.func."""
+    if (
         module_globals._global_forward_hooks
         or module_globals._global_forward_pre_hooks
         or module_globals._global_backward_hooks
         or module_globals._global_backward_pre_hooks
+    ):
+        return True
+    if torch.compiler.is_compiling():
+        return torch.compiler.is_exporting()
+    return (
+        torch.jit.is_tracing()
+        or isinstance(input, torch.fx.Proxy)
+        or torch._C._are_functorch_transforms_active()
+        or torch.autograd.forward_ad._current_level >= 0
     )
+
+
+def _overwrites(modules: Sequence[nn.Module], i: int) -> bool:
+    """Whether the module at ``i`` works in place, which an op that keeps its result for backward cannot have."""
+    return i < len(modules) and bool(getattr(modules[i], "inplace", False))
 
 
 def _plan(modules: Sequence[nn.Module]) -> Iterator[_Run]:
@@ -165,6 +182,13 @@ def _plan(modules: Sequence[nn.Module]) -> Iterator[_Run]:
             bn = None
         i += bn is not None
         act = at(i, _ACTIVATIONS) if i > start else None
+        if (
+            isinstance(act, nn.LeakyReLU)
+            and bn is None
+            and not act.inplace
+            and _overwrites(modules, i + 1)
+        ):
+            act = None
         i += act is not None
         if i > start:
             yield _Run(modules[start:i], conv, bn, act)  # type: ignore[arg-type]
@@ -183,13 +207,14 @@ class FusedSequential(nn.Sequential):
     ``nn.LeakyReLU``, ``nn.Tanh``, ``nn.Sigmoid``: the state dict, initialisation by class name, ``.to()``, indexing are
     those of ``nn.Sequential``, and the result is the same to rounding. A child that no fused op equals (hooks, groups,
     dilation, padding modes, ``affine=False``, ``momentum=None``, subclasses, any other module) runs as itself, as does
-    every child while the network is exported or traced, so that exported graphs hold PyTorch's own ops alone.
+    every child while the network is exported or traced (so that such graphs hold PyTorch's own ops alone), under
+    ``torch.func`` transforms and in forward-mode differentiation.
     :func:`explain` shows what runs as what. The plan is made anew in each call (about a microsecond a child), so that
     hooks and replaced children are seen.
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        if torch.compiler.is_exporting() or torch.jit.is_tracing() or _any_global_hook():
+        if _plain_is_wanted(input):
             return super().forward(input)
         for run in _plan(list(self)):
             input = run(input)
@@ -237,8 +262,9 @@ def explain(model: nn.Module) -> str:
     for path, module in model.named_modules():
         if not isinstance(module, nn.Sequential):
             continue
+        keys = iter(module._modules)  # one module may stand at several places
         for run in _plan(list(module)):
-            names = [name for name, child in module.named_children() if child in run.modules]
+            names = [next(keys) for _ in run.modules]
             seen.update(map(id, run.modules))
             if isinstance(run.modules[0], nn.Sequential):
                 continue  # has lines of its own

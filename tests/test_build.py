@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import venv
 import zipfile
@@ -15,6 +17,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+
+import dcgan_fast
 
 ROOT = Path(__file__).parent.parent
 TORCH_MINOR = ".".join(torch.__version__.split(".")[:2])
@@ -138,3 +142,22 @@ def test_sdist_and_wheel_install_and_run(tmp_path):
     code = "import dcgan_fast, pathlib; print(pathlib.Path(dcgan_fast.__file__).parent); print(dcgan_fast.build_info())"
     printed = subprocess.check_output([python, "-c", code], text=True, cwd=tmp_path)
     assert printed.startswith(site) and "cpu_capability" in printed
+
+
+@pytest.mark.parametrize(
+    "compiled, cure",
+    [(None, "is a source folder without the compiled half"), (b"", "minor it was built against")],
+)
+def test_import_errors_name_the_cure(tmp_path, compiled, cure):
+    shutil.copytree(
+        Path(dcgan_fast.__file__).parent,
+        tmp_path / "dcgan_fast",
+        ignore=shutil.ignore_patterns("_C.*", "__pycache__"),
+    )
+    if compiled is not None:
+        suffix = sysconfig.get_config_var("EXT_SUFFIX")
+        (tmp_path / f"dcgan_fast/_C{suffix}").write_bytes(compiled)
+    result = subprocess.run(
+        [sys.executable, "-c", "import dcgan_fast"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert result.returncode == 1 and cure in result.stderr.splitlines()[-1]

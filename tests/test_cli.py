@@ -324,7 +324,7 @@ def test_resume_refuses(error_of: Callable[..., str], run: Path, tmp_path: Path)
         "train", "digits", "--resume", run
     )
     assert "'epochs' can only be raised: the run has 2, got 1" in refusal("--epochs", "1")
-    assert "no checkpoint to continue from: runs is missing" in error_of("train", "--resume")
+    assert "no checkpoint to continue from: runs does not exist" in error_of("train", "--resume")
     torch.save([1], tmp_path / "list.pt")
     assert "is not a checkpoint: it holds a list" in error_of("train", "--resume", "list.pt")
 

@@ -326,6 +326,7 @@ def test_two_processes_prepare_the_same_set_at_once(
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            cwd=folder,
         )
         for _ in range(2)
     ]
@@ -349,6 +350,7 @@ def test_a_process_killed_while_preparing_blocks_nobody(folder: Path, own_cache:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
+        cwd=folder,
     )
     process.stdin.write("\n")
     process.stdin.flush()

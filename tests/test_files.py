@@ -59,3 +59,12 @@ def test_the_files_mode_is_the_users(tmp_path: Path) -> None:
     finally:
         os.umask(before)
     assert (tmp_path / "file").stat().st_mode & 0o777 == 0o640
+
+
+def test_a_device_or_a_folder_is_not_replaced(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for target in (pipe, tmp_path):
+        with pytest.raises(UserError, match="is there already and is not a file"):
+            write_text(target, "text")
+    assert pipe.is_fifo()

@@ -205,6 +205,50 @@ def test_replaced_forward_is_respected():
     assert (fused(torch.randn(1, 3, 2, 2)) == 7).all()
 
 
+@pytest.mark.parametrize(
+    "children",
+    [
+        [nn.Conv2d(3, 4, 3), nn.ELU(inplace=True)],
+        [nn.Conv2d(3, 4, 3), nn.LeakyReLU(0.1), nn.Dropout2d(0.0, inplace=True)],
+        [nn.Conv2d(3, 4, 3, padding=(1,), stride=(2,)), nn.BatchNorm2d(4), nn.ReLU()],
+        [nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4, momentum=1.5), nn.SiLU(inplace=True)],
+    ],
+)
+def test_what_pytorch_trains_trains_fused(children):
+    plain = nn.Sequential(*children)
+    fused = fuse(plain)
+    x = torch.randn(4, 3, 9, 9)
+    theirs, ours = train_step(plain, x), train_step(fused, x)
+    for key, value in theirs.items():
+        torch.testing.assert_close(ours[key], value, rtol=1e-3, atol=1e-3, msg=key)
+
+
+def test_transforms_and_tracers_reach_the_plain_children():
+    fused = fuse(discriminator()).eval()
+    x = torch.randn(2, 3, 16, 16)
+    expected = fused(x)
+    parameters = dict(fused.named_parameters())
+
+    def loss(parameters, x):
+        return torch.func.functional_call(fused, parameters, (x,)).sum()
+
+    gradients = torch.func.grad(loss)(parameters, x)
+    fused(x).sum().backward()
+    torch.testing.assert_close(gradients["0.weight"], fused[0].weight.grad, rtol=1e-3, atol=1e-4)
+    per_image = torch.func.vmap(lambda image: fused(image[None])[0])(x)
+    torch.testing.assert_close(per_image, expected, rtol=1e-4, atol=1e-5)
+    _, tangent = torch.func.jvp(fused, (x,), (torch.ones_like(x),))
+    assert tangent.shape == expected.shape
+    torch.testing.assert_close(torch.fx.symbolic_trace(fused)(x), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(torch.jit.trace(fused, x)(x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_explain_counts_places_not_modules():
+    act = nn.LeakyReLU()
+    text = explain(fuse(nn.Sequential(nn.Conv2d(3, 3, 1), act, nn.Conv2d(3, 3, 1), act)))
+    assert [line.split()[0] for line in text.splitlines()] == ["0-1", "2-3"]
+
+
 def test_explain_names_what_is_out_of_reach():
     class Net(nn.Module):
         def __init__(self) -> None:

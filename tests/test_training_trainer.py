@@ -301,7 +301,7 @@ def test_starting_weights(tmp_path: Path) -> None:
     (tmp_path / "start.pth").rename(run / "generator.pth")
     resumed = Trainer.resume(first, dataset=tiny_runs.dataset())
     assert resumed.config.init_generator == str(tmp_path / "start.pth")  # gone, and not missed
-    with pytest.raises(UserError, match="discriminator.pth holds no generator"):
+    with pytest.raises(UserError, match="discriminator.pth .*'main"):
         tiny_runs.trainer(init_generator=str(run / "discriminator.pth"))
     with pytest.raises(UserError, match="'main.0.weight' is .* in the file, .* in the generator"):
         tiny_runs.trainer(init_generator=str(run / "generator.pth"), ngf=8)
@@ -392,7 +392,7 @@ def test_a_missing_checkpoint_falls_back_to_the_one_before(tmp_path: Path) -> No
 
 
 def test_what_cannot_be_continued(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no checkpoint to continue from: .*nowhere is missing"):
+    with pytest.raises(UserError, match="no checkpoint to continue from: .*nowhere does not exist"):
         Trainer.resume(tmp_path / "nowhere")
     with pytest.raises(UserError, match="no checkpoint to continue from"):
         Trainer.resume(tmp_path)

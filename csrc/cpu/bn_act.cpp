@@ -134,7 +134,7 @@ template <typename T>
 void finish_scale(const BnActForward& args, Parameters<T>& p, int64_t gc, int64_t c) {
   const auto eps = static_cast<Acc<T>>(args.eps);
   const Acc<T> var = static_cast<const Acc<T>*>(args.var)[gc];
-  p.rstd[gc] = var == 0 && eps == 0 ? Acc<T>(0) : 1 / std::sqrt(var + eps);
+  p.rstd[gc] = args.training && var == 0 && eps == 0 ? Acc<T>(0) : 1 / std::sqrt(var + eps);
   p.scale[gc] = p.weight[c] * p.rstd[gc];
 }
 

@@ -30,7 +30,7 @@ struct BnActForward {
   const void* bias;    // [C]
   void* mean;          // [groups, C]: written in training, else read
   void* var;           // [groups, C], biased: as mean
-  void* rstd;          // [groups, C], written: 1 / sqrt(var + eps), 0 where both are 0
+  void* rstd;          // [groups, C], written: 1 / sqrt(var + eps); in training 0 where both are 0
   bool training;       // normalise by the statistics of the maps, or by those given
   double eps;
   Activation activation;

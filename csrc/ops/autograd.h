@@ -30,18 +30,22 @@ inline bool needs_autograd(std::initializer_list<Tensor> inputs) {
   return false;
 }
 
-// d(forward())/d(inputs) . grad, as a graph that can be differentiated again. Fills the leading entries of `result`
+// d(forward(inputs))/d(inputs) . grad, as a graph that can be differentiated again. Fills the leading entries of `result`
 // for those inputs that need a gradient; an input that is not there (no bias) is an undefined tensor.
+//
+// forward() gets aliases: where one input was computed from another, or is the same tensor, a derivative with respect to
+// the inputs themselves would count that path as well.
 template <typename Forward>
 variable_list differentiable_grad(AutogradContext* ctx, const variable_list& inputs, const Tensor& grad,
                                   variable_list result, Forward&& forward) {
   const auto needed = [&](size_t i) { return inputs[i].defined() && ctx->needs_input_grad(i); };
-  variable_list wanted;
+  variable_list aliases, wanted;
   for (size_t i = 0; i < inputs.size(); ++i) {
-    if (needed(i)) wanted.push_back(inputs[i]);
+    aliases.push_back(inputs[i].defined() ? inputs[i].view_as(inputs[i]) : inputs[i]);
+    if (needed(i)) wanted.push_back(aliases[i]);
   }
-  const auto grads = torch::autograd::grad({forward()}, wanted, {grad}, /*retain_graph=*/true, /*create_graph=*/true,
-                                           /*allow_unused=*/true);
+  const auto grads = torch::autograd::grad({forward(aliases)}, wanted, {grad}, /*retain_graph=*/true,
+                                           /*create_graph=*/true, /*allow_unused=*/true);
   for (size_t i = 0, k = 0; i < inputs.size(); ++i) {
     if (needed(i)) result[i] = grads[k++];
   }

@@ -40,7 +40,6 @@ void check_bn(const BnActOptions& o, const Tensor& input, int64_t batch, int64_t
   DCGAN_CHECK(o.training || bn.running_mean, o.op,
               "'running_mean' and 'running_var' must be given when training=False, got None");
   DCGAN_CHECK(o.eps >= 0, o.op, "'eps' must be at least 0, got ", o.eps);
-  DCGAN_CHECK(o.momentum >= 0 && o.momentum <= 1, o.op, "'momentum' must be between 0 and 1, got ", o.momentum);
   DCGAN_CHECK(o.stat_groups >= 1, o.op, "'stat_groups' must be at least 1, got ", o.stat_groups);
   DCGAN_CHECK(batch % o.stat_groups == 0, o.op, "'stat_groups' must divide the batch of ", batch, ", got ",
               o.stat_groups);
@@ -239,7 +238,9 @@ class BnActNode : public torch::autograd::Function<BnActNode> {
       const BnActOptions options{kName, parse_activation(kName, activation), negative_slope, training, 0,
                                  ctx->saved_data["eps"].toDouble(), stat_groups};
       return differentiable_grad(ctx, {input, weight, bias}, grads[0], std::move(result),
-                                 [&] { return bn_act_reference(options, input, weight, bias, mean, rstd); });
+                                 [&](const variable_list& in) {
+                                   return bn_act_reference(options, in[0], in[1], in[2], mean, rstd);
+                                 });
     }
     static const auto op = find_op<decltype(bn_act_backward)>("dcgan_fast::bn_act_backward");
     std::tie(result[0], result[1], result[2]) =

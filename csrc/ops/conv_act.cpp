@@ -46,6 +46,11 @@ Tensor activate_backward(Activation activation, double negative_slope, const Ten
   }
 }
 
+// A bias as the convolution takes it: a float32 one of narrow maps is rounded to their type, as autocast does.
+OptionalTensor of_maps(const Tensor& bias, const Tensor& maps) {
+  return bias.defined() ? OptionalTensor(bias.to(maps.scalar_type())) : std::nullopt;
+}
+
 Tensor conv_act_forward(const Tensor& input, const Tensor& weight, const OptionalTensor& bias, at::IntArrayRef stride,
                         at::IntArrayRef padding, at::IntArrayRef output_padding, bool transposed,
                         std::string_view activation, double negative_slope) {
@@ -56,8 +61,7 @@ Tensor conv_act_forward(const Tensor& input, const Tensor& weight, const Optiona
     const int64_t channels = convolution.out_channels(weight);
     check_channel_vector(convolution.op, "bias", *bias, input, channels);
   }
-  // float32 biases of narrow maps are rounded to the maps' type, as autocast does
-  Tensor output = convolution.forward(input, weight, bias ? OptionalTensor(bias->to(input.scalar_type())) : bias);
+  Tensor output = convolution.forward(input, weight, of_maps(bias.value_or(Tensor()), input));
   activate_(parsed, negative_slope, output);
   return output;
 }
@@ -81,7 +85,8 @@ class ConvActNode : public torch::autograd::Function<ConvActNode> {
     static const auto op = find_op<decltype(conv_act_forward)>("dcgan_fast::conv_act_forward");
     const Tensor output = op.call(input, weight, bias, stride, padding, output_padding, transposed, activation,
                                   negative_slope);
-    ctx->save_for_backward({input, weight, bias.value_or(Tensor()), output});
+    // without an activation the result is not needed, and whoever gets it may overwrite it
+    ctx->save_for_backward({input, weight, bias.value_or(Tensor()), activation == "none" ? Tensor() : output});
     auto& data = ctx->saved_data;
     data["stride"] = stride;
     data["padding"] = padding;
@@ -104,14 +109,14 @@ class ConvActNode : public torch::autograd::Function<ConvActNode> {
     variable_list result(9);
     if (at::GradMode::is_enabled()) {
       const Convolution convolution{name(transposed), transposed, stride, padding, output_padding};
-      return differentiable_grad(ctx, {input, weight, bias}, grads[0], std::move(result), [&] {
+      return differentiable_grad(ctx, {input, weight, bias}, grads[0], std::move(result), [&](const variable_list& in) {
         return activation_reference(parse_activation(convolution.op, activation), negative_slope,
-                                    convolution.forward(input, weight, bias));
+                                    convolution.forward(in[0], in[1], of_maps(in[2], in[0])));
       });
     }
     static const auto op = find_op<decltype(conv_act_backward)>("dcgan_fast::conv_act_backward");
     std::tie(result[0], result[1], result[2]) =
-        op.call(grads[0], input, weight, output, stride, padding, output_padding, transposed, activation,
+        op.call(grads[0], input, weight, output.defined() ? output : grads[0], stride, padding, output_padding, transposed, activation,
                 negative_slope,
                 {ctx->needs_input_grad(0), ctx->needs_input_grad(1), bias.defined() && ctx->needs_input_grad(2)});
     return result;

@@ -95,8 +95,8 @@ class ConvBnActNode : public torch::autograd::Function<ConvBnActNode> {
       const Convolution convolution{name(transposed), transposed, stride, padding, output_padding};
       const BnActOptions options{convolution.op, parse_activation(convolution.op, activation), negative_slope,
                                  training, 0, data["eps"].toDouble(), stat_groups};
-      return differentiable_grad(ctx, {input, weight, bn_weight, bn_bias}, grads[0], std::move(result), [&] {
-        return bn_act_reference(options, convolution.forward(input, weight, {}), bn_weight, bn_bias, mean, rstd);
+      return differentiable_grad(ctx, {input, weight, bn_weight, bn_bias}, grads[0], std::move(result), [&](const variable_list& in) {
+        return bn_act_reference(options, convolution.forward(in[0], in[1], {}), in[2], in[3], mean, rstd);
       });
     }
     static const auto op = find_op<decltype(conv_bn_act_backward)>("dcgan_fast::conv_bn_act_backward");

@@ -3,6 +3,8 @@
 #include <ATen/ops/convolution.h>
 #include <ATen/ops/convolution_backward.h>
 
+#include <utility>
+
 #include "../checks.h"
 
 namespace dcgan_fast {
@@ -29,6 +31,9 @@ void Convolution::check(const Tensor& input, const Tensor& weight) const {
   check_device(op, "weight", weight, input);
   TORCH_CHECK_TYPE(weight.scalar_type() == input.scalar_type(), op, "(): 'weight' must have input's dtype (",
                    input.scalar_type(), "), got ", weight.scalar_type());
+  for (const auto& [setting, values] : {std::pair("stride", stride), {"padding", padding}, {"output_padding", output_padding}}) {
+    DCGAN_CHECK(values.size() == 2, op, "'", setting, "' must be one number or (vertical, horizontal), got ", values);
+  }
   for (int64_t axis = 0; axis < 2; ++axis) {
     DCGAN_CHECK(stride[axis] >= 1, op, "'stride' must be at least 1, got ", stride);
     DCGAN_CHECK(padding[axis] >= 0, op, "'padding' must be at least 0, got ", padding);

@@ -84,6 +84,32 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         UserError: no such file, not a checkpoint, written by a newer version, or not of a network
             that this package can build.
     """
+    path, content = _read(path)
+    if content.get("format") == FORMAT:
+        return _checked(dict(content), path)
+    return _from_bare_state(content, path)
+
+
+def load_weights(path: str | os.PathLike[str], role: str) -> dict[str, Tensor]:
+    """Read the state dict of one network, ``role`` "generator" or "discriminator", onto the CPU.
+
+    From a checkpoint, a run folder, or a bare state dict of any architecture (which is taken for
+    that of ``role``), with its keys as ours.
+
+    Raises:
+        UserError: no such file, not a checkpoint, or one without that network.
+    """
+    path, content = _read(path)
+    if content.get("format") != FORMAT:
+        return _bare_state(content, path)
+    checkpoint = _checked(dict(content), path)
+    if role not in checkpoint:
+        raise UserError(f"{path} holds no {role}")
+    return checkpoint[role]
+
+
+def _read(path: str | os.PathLike[str]) -> tuple[Path, Mapping[str, Any]]:
+    """The file that ``path`` means, and the mapping that it holds."""
     path = Path(path)
     if path.is_dir():
         path = path / FILE_NAME
@@ -100,9 +126,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise UserError(f"{path} is not a checkpoint that can be read: {reason}") from error
     if not isinstance(content, Mapping):
         raise UserError(f"{path} is not a checkpoint: it holds a {type(content).__name__}")
-    if content.get("format") == FORMAT:
-        return _checked(dict(content), path)
-    return _from_bare_state(content, path)
+    return path, content
 
 
 def load_networks(
@@ -183,7 +207,7 @@ def _checked(checkpoint: dict[str, Any], path: Path) -> dict[str, Any]:
     return checkpoint
 
 
-def _from_bare_state(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
+def _bare_state(content: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
     from .. import models
 
     state = content.get("state_dict", content)
@@ -194,7 +218,13 @@ def _from_bare_state(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
             raise UserError(
                 f"{path} is not a checkpoint: {key!r} is a {type(value).__name__}, not a tensor"
             )
-    state = models.plain_state_dict(state)
+    return models.plain_state_dict(state)
+
+
+def _from_bare_state(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    from .. import models
+
+    state = _bare_state(content, path)
     role, config = models.infer_config(state)
     return {
         "format": FORMAT,

@@ -63,7 +63,8 @@ def new_run(out: str | os.PathLike[str], name: str | None, default_name: str) ->
     """Make the folder of a new run in ``out``: ``name``, or ``default_name`` and a free number.
 
     Raises:
-        UserError: ``out/name`` holds a run already (nothing of it is touched), or cannot be made.
+        UserError: ``out/name`` holds a run already (nothing of it is touched), or cannot be made,
+            or ``name`` is a path.
     """
     parent = make_folder(out)
     if name is None:
@@ -78,6 +79,8 @@ def new_run(out: str | os.PathLike[str], name: str | None, default_name: str) ->
                 raise cannot_write(path, error) from error
             break
     else:
+        if Path(name).name != name or name in (".", ".."):
+            raise UserError(f"the name of a run must be one folder's name, got '{name}'")
         path = make_folder(parent / name)
     run = RunFolder(path)
     if run.checkpoint.exists():
@@ -102,7 +105,9 @@ def find_checkpoint(path: str | os.PathLike[str]) -> Path:
             if (place / name).is_file():
                 return place / name
     raise UserError(
-        f"no checkpoint to continue from: {path}" + ("" if path.exists() else " is missing")
+        f"no checkpoint to continue from: there is none in {path}"
+        if path.exists()
+        else f"no checkpoint to continue from: {path} does not exist"
     )
 
 

@@ -14,7 +14,7 @@ from .. import models
 from ..data import Dataset, prepare
 from ..errors import UserError
 from ..nn import unfuse
-from .checkpoint import load_checkpoint, load_state
+from .checkpoint import load_state, load_weights
 from .config import TrainConfig
 
 
@@ -73,10 +73,7 @@ def build_networks(config: TrainConfig, channels: int) -> tuple[nn.Module, nn.Mo
     starts = (("generator", config.init_generator), ("discriminator", config.init_discriminator))
     for network, (role, source) in zip(networks, starts, strict=True):
         if source is not None:
-            start = load_checkpoint(source)
-            if role not in start:
-                raise UserError(f"{source} holds no {role}")
-            load_state(network, start[role], source=source)
+            load_state(network, load_weights(source, role), source=source)
     if not config.fuse:
         for network in networks:
             unfuse(network, inplace=True)
