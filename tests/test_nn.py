@@ -271,7 +271,9 @@ def test_compile_fullgraph_trains_the_same(name):
     x = torch.randn(shape)
     theirs, ours = train_step(plain, x), train_step(compiled, x)
     for key, value in theirs.items():
-        torch.testing.assert_close(ours[key if key in ours else f"_orig_mod.{key}"], value, msg=key)
+        other = ours[key if key in ours else f"_orig_mod.{key}"]
+        scale = value.abs().max().item() if value.is_floating_point() else 0
+        torch.testing.assert_close(other, value, rtol=1e-4, atol=1e-5 * scale, msg=key)
 
 
 def test_export_holds_pytorch_ops_alone():
