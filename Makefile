@@ -12,7 +12,7 @@ slow:      ## the long ones
 bench:     ## every benchmark; the figures as JSON
 	pytest benchmarks/ --benchmark-only --benchmark-json=benchmarks/results/latest.json
 
-gpu:       ## on a machine with a GPU: build, then the tests on CUDA tensors and the benchmarks
+gpu:       ## on a machine with a GPU: build, then the tests, those on CUDA tensors among them
 	DCGAN_FAST_CUDA=1 pip install --no-build-isolation --no-deps .
 	pytest
 

@@ -49,8 +49,8 @@ def away_from_the_kink(x: Tensor, weight, bias, mean, var, **options) -> Tensor:
 
 def compare_bn_act(x: Tensor, floor: float = 2.0, **options) -> None:
     c, narrow = x.size(1), params_dtype(x.dtype)
-    weight, bias, mean = (torch.randn(c, dtype=narrow) for _ in range(3))
-    var = torch.rand(c, dtype=narrow) + 0.5
+    weight, bias, mean = torch.randn(3, c, dtype=narrow, device=x.device)
+    var = torch.rand(c, dtype=narrow, device=x.device) + 0.5
     if x.numel():
         x = away_from_the_kink(x, weight, bias, mean, var, **options)
     grad = torch.randn_like(x)
@@ -76,6 +76,16 @@ def test_bn_act_agrees(dtype, fmt, activation, training):
     compare_bn_act(
         x, activation=activation, training=training, stat_groups=3, momentum=0.3, eps=1e-3
     )
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("fmt", FORMATS, ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_bn_act_agrees_on_cuda(dtype, fmt, activation, training):
+    x = (2 * torch.randn(6, 40, 5, 7, device="cuda") + 1).to(dtype).to(memory_format=fmt)
+    compare_bn_act(x, activation=activation, training=training, stat_groups=3)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
