@@ -195,7 +195,8 @@ def _plan(modules: Sequence[nn.Module]) -> Iterator[_Run]:
         else:
             yield _Run(
                 modules[i : i + 1],
-                reason=reasons[i] or "an activation after no convolution or batch norm",
+                reason=reasons[i]
+                or "an activation after no convolution or batch norm, or overwritten in place",
             )
             i += 1
 

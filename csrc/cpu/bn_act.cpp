@@ -5,7 +5,7 @@
 //
 // channels_last maps are taken in chunks of rows, all for the statistics, then all for the result; contiguous maps channel
 // by channel. (Panels of neighbouring channels small enough to stay in L2 between the passes read memory once instead of
-// twice, and were slower on every DCGAN layer: strided rows defeat the prefetchers.)
+// twice, and were slower on the DCGAN layers that they fit: a row is then read in short, far-apart pieces.)
 #include "bn_act.h"
 
 #include <ATen/Dispatch.h>

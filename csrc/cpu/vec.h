@@ -2,7 +2,7 @@
 //
 // float32 is accumulated in float32, bfloat16 and float16 in float32, float64 in float64. A `Vec<T>` holds `lanes<T>`
 // elements in two registers, so that a 16-bit register converts to exactly one Vec. (at::vec::VectorizedN would be the
-// same thing, but GCC keeps its array in memory: four times slower.)
+// same thing, but GCC keeps its array in memory and calls its partial stores out of line.)
 #pragma once
 
 #include <ATen/OpMathType.h>
