@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.modified import newer_group
 
 sys.path.insert(0, str(Path(__file__).parent / "_build"))
 from kernels import (
@@ -78,8 +79,14 @@ def compiled_half():
             folder = Path(self.build_temp)
             folder.mkdir(parents=True, exist_ok=True)
             calls = [[*command[:-1], str(folder / command[-1])] for command in commands]
+            headers = [*CSRC.rglob("*.h"), *CSRC.rglob("*.cuh")]
+            stale = [
+                call
+                for call in calls
+                if newer_group([call[call.index("-c") + 1], *headers], call[-1])
+            ]
             with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count())) as pool:
-                list(pool.map(subprocess.check_call, calls))
+                list(pool.map(subprocess.check_call, stale))
             self.extensions[0].extra_objects = [call[-1] for call in calls]
             super().build_extensions()
 

@@ -11,12 +11,24 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 CSRC = Path("csrc")
-CPU_KERNELS = [CSRC / "cpu/bn_act.cpp"]  # compiled once per variant; the rest of csrc once
 X86 = platform.machine().lower() in ("x86_64", "amd64")
-CPU_VARIANTS = {  # generic first: the linker keeps the first copy of an inline function, which must run everywhere
-    "DEFAULT": [],
-    "AVX2": ["-mavx2", "-mfma", "-mf16c"],
-    "AVX512": ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mf16c"],
+_AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mf16c"]
+CPU_VARIANTS = {  # name of the namespace: flags, and the at::vec to compile against
+    "DEFAULT": ([], "DEFAULT"),
+    "AVX2": (["-mavx2", "-mfma", "-mf16c"], "AVX2"),
+    "AVX512": (_AVX512, "AVX512"),
+    "AVX512_BF16": ([*_AVX512, "-mavx512bf16"], "AVX512"),
+    "AMX": ([*_AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-bf16"], "AVX512"),
+}
+# Compiled once per variant; the rest of csrc once. Generic first: the linker keeps the first copy of an inline
+# function, which must run everywhere.
+CPU_KERNELS = {
+    **dict.fromkeys(
+        (CSRC / "cpu" / f"{name}.cpp" for name in ("bn_act", "gemm")),
+        ["DEFAULT", "AVX2", "AVX512"],
+    ),
+    CSRC / "cpu/thin_kernels.cpp": ["DEFAULT", "AVX2", "AVX512", "AVX512_BF16", "AMX"],
+    CSRC / "cpu/tile_conv.cpp": ["DEFAULT", "AVX512_BF16", "AMX"],
 }
 OLDEST_TORCH = (2, 11)
 CUDA_ARCHITECTURES = "8.0;9.0a;10.0;12.0+PTX"
@@ -42,12 +54,17 @@ def import_torch() -> tuple[Any, tuple[int, ...]]:
 
 def cpu_commands(cxx: str, flags: list[str], includes: list[str]) -> list[list[str]]:
     """Compiler calls, each without its last argument, the folder's object file: ``<variant>_<source>.o``."""
+    jobs = [
+        (variant, source)
+        for variant in CPU_VARIANTS
+        for source, variants in CPU_KERNELS.items()
+        if variant in variants and (variant == "DEFAULT" or X86)
+    ]
     return [
-        [cxx, "-std=c++20", *flags, "-fPIC", *isa, f"-DCPU_CAPABILITY={variant}", f"-DCPU_CAPABILITY_{variant}",
-         *(f"-I{path}" for path in includes), "-c", str(source), "-o", f"{variant}_{source.name}.o"]
-        for source in CPU_KERNELS
-        for variant, isa in CPU_VARIANTS.items()
-        if variant == "DEFAULT" or X86
+        [cxx, "-std=c++20", *flags, "-fPIC", *CPU_VARIANTS[variant][0], f"-DCPU_CAPABILITY={variant}",
+         f"-DCPU_CAPABILITY_{CPU_VARIANTS[variant][1]}", *(f"-I{path}" for path in includes),
+         "-c", str(source), "-o", f"{variant}_{source.name}.o"]
+        for variant, source in jobs
     ]  # fmt: skip
 
 

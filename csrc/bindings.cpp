@@ -3,10 +3,18 @@
 // Public ops decompose into `<op>_forward` and `<op>_backward` (see ops/autograd.h); a transposed convolution shares
 // those of the plain one. `mean` and `rstd` are the statistics that backward needs, [stat_groups, C].
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/library.h>
 
 #include "cpu/capability.h"
+#include "cpu/ceilings.h"
+#include "cpu/conv_plan.h"
+#include "cpu/switches.h"
+#include "cpu/workspace.h"
+#include "ops/convolution.h"
+#include "ops/map_pool.h"
+#include "ops/packed_weights.h"
 #ifdef DCGAN_FAST_CUDA
 #include "ops/bn_act_cuda.h"
 #endif
@@ -42,6 +50,9 @@ TORCH_LIBRARY(dcgan_fast, m) {
   m.def("conv_act_forward(Tensor input, Tensor weight, Tensor? bias, " CONV_EITHER ACT ") -> Tensor");
   m.def("conv_act_backward(Tensor grad, Tensor input, Tensor weight, Tensor output, " CONV_EITHER ACT
         ", bool[3] output_mask) -> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias)");
+
+  m.def("_convolution_engines(Tensor input, Tensor weight, " CONV_TRANSPOSE "bool transposed) -> str[]",
+        dcgan_fast::convolution_engines);
 }
 
 // The halves are differentiated by the nodes in ops/; called directly with gradients wanted they say that they cannot.
@@ -52,8 +63,67 @@ TORCH_LIBRARY_IMPL(dcgan_fast, Autograd, m) {
   }
 }
 
+// What dcgan_fast.backends shows to users.
+namespace {
+
+namespace py = pybind11;
+using dcgan_fast::cpu::Switches;
+
+template <std::atomic<bool> Switches::*which>
+void define_switch(py::class_<Switches>& type, const char* name) {
+  type.def_property(
+      name, [](const Switches& s) { return (s.*which).load(); }, [](Switches& s, bool on) { s.*which = on; });
+}
+
+void define_switches(py::module_& m) {
+  py::class_<Switches> type(m, "CpuSwitches");
+  define_switch<&Switches::winograd>(type, "winograd");
+  define_switch<&Switches::amx>(type, "amx");
+  m.attr("cpu_switches") = py::cast(&dcgan_fast::cpu::switches(), py::return_value_policy::reference);
+}
+
+// Without Python's lock: freeing gigabytes takes a while.
+void define_memory(py::module_& m) {
+  using unlocked = py::call_guard<py::gil_scoped_release>;
+  m.def("memory_limit", dcgan_fast::map_pool_limit, unlocked());
+  m.def(
+      "set_memory_limit",
+      [](size_t bytes) {
+        dcgan_fast::set_packed_weights_limit(bytes);
+        dcgan_fast::set_map_pool_limit(bytes);
+      },
+      unlocked());
+  m.def("free_map_bytes", dcgan_fast::free_map_bytes, unlocked());
+  m.def("packed_weight_bytes", dcgan_fast::packed_weight_bytes, unlocked());
+  m.def("workspace_bytes", dcgan_fast::cpu::workspace_bytes, unlocked());
+  m.def(
+      "release_memory",
+      [] {
+        dcgan_fast::release_packed_weights();  // first: their memory goes to the pool
+        dcgan_fast::release_free_maps();
+        dcgan_fast::cpu::release_workspaces();
+      },
+      unlocked());
+}
+
+}  // namespace
+
 PYBIND11_MODULE(_C, m) {
-  m.def("cpu_capability", dcgan_fast::cpu::capability_name, "Which variant of the CPU kernels runs here.");
+  define_switches(m);
+  define_memory(m);
+  namespace cpu = dcgan_fast::cpu;
+  m.def("cpu_capability", cpu::capability_name, "Which variant of the CPU kernels runs here.");
+  m.def("convolution_engines", cpu::engine_names, "The engines for convolutions that run here, beside ATen.");
+  m.def("_force_engine", [](const std::string& name) { cpu::force_engine(name); }, "For tests: one engine for all, or ''.");
+  // Ceilings of the machine, for the benchmarks: GFLOP/s on torch's number of threads. None: there is no such unit.
+  const pybind11::call_guard<pybind11::gil_scoped_release> no_gil;
+  m.def("measure_fma", dcgan_fast::cpu::measure_fma, pybind11::arg("seconds"), no_gil);
+  m.def(
+      "measure_brgemm_float32", [](double s) { return dcgan_fast::cpu::measure_brgemm(at::kFloat, s); },
+      pybind11::arg("seconds"), no_gil);
+  m.def(
+      "measure_brgemm_bfloat16", [](double s) { return dcgan_fast::cpu::measure_brgemm(at::kBFloat16, s); },
+      pybind11::arg("seconds"), no_gil);
 #ifdef DCGAN_FAST_CUDA
   m.attr("cuda_architectures") = DCGAN_FAST_CUDA_ARCHITECTURES;
 #else

@@ -26,7 +26,7 @@ except ImportError as error:
             "minor it was built against, so install it again"
         )
     raise ImportError(f"dcgan_fast cannot be imported: {reason}") from error
-from . import functional, models, nn, reference
+from . import backends, functional, models, nn, reference
 from .errors import UserError
 from .nn import FusedSequential, explain, fuse, unfuse
 
@@ -35,6 +35,7 @@ __version__ = "0.1.0"
 __all__ = [
     "FusedSequential",
     "UserError",
+    "backends",
     "build_info",
     "explain",
     "functional",
@@ -51,25 +52,30 @@ def build_info() -> dict[str, Any]:
 
     Returns:
         Versions of this library, Python and torch; ``cpu_capability``, the variant of the CPU kernels in use
-        ("AVX512", "AVX2" or "DEFAULT"); ``cuda_architectures``, those the CUDA kernels were compiled for (empty without
-        the CUDA half); ``ops``, for each op what serves it on each device.
+        ("AVX512", "AVX2" or "DEFAULT"); ``convolution_engines``, those that this machine runs beside ATen's
+        (:func:`explain` tells which serves a layer); ``cuda_architectures``, those the CUDA kernels were compiled for
+        (empty without the CUDA half); ``ops``, for each op what serves it on each device.
     """
-    convolution = "ATen convolution"
     own = "dcgan_fast normalisation and activation"
-    cpu = {
-        "bn_act": own,
-        "conv_bn_act": f"{convolution} + {own}",
-        "conv_transpose_bn_act": f"{convolution} + {own}",
-        "conv_act": f"{convolution} + ATen activation in place",
-        "conv_transpose_act": f"{convolution} + ATen activation in place",
-    }
+    engines = f"convolution: the fastest of {', '.join(_C.convolution_engines())}, ATen"
+    convolutions = ("conv_bn_act", "conv_transpose_bn_act", "conv_act", "conv_transpose_act")
     architectures = [a for a in _C.cuda_architectures.split(";") if a]
-    cuda = cpu if architectures else dict.fromkeys(cpu, "dcgan_fast.reference")
+    cpu = {"bn_act": own, **dict.fromkeys(convolutions, engines)}
+    cuda = {
+        "bn_act": own,
+        "conv_bn_act": f"ATen convolution + {own}",
+        "conv_transpose_bn_act": f"ATen convolution + {own}",
+        "conv_act": "ATen convolution + ATen activation in place",
+        "conv_transpose_act": "ATen convolution + ATen activation in place",
+    }
+    if not architectures:
+        cuda = dict.fromkeys(cpu, "dcgan_fast.reference")
     return {
         "dcgan_fast": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "cpu_capability": _C.cpu_capability(),
+        "convolution_engines": _C.convolution_engines(),
         "cuda_architectures": architectures,
         "ops": {op: {"cpu": cpu[op], "cuda": cuda[op]} for op in cpu},
     }

@@ -78,6 +78,8 @@ class _Run:
         activation = "none" if act is None else _ACTIVATIONS[type(act)]
         slope = act.negative_slope if isinstance(act, nn.LeakyReLU) else 0.0
         conv, bn = self.convolution, self.normalisation
+        if conv is not None and _engines is not None:
+            _engines[conv] = _engines_of(conv, input)
         arguments: list[Tensor | None] = []
         options: dict[str, object] = {"activation": activation, "negative_slope": slope}
         if conv is not None:
@@ -95,6 +97,26 @@ class _Run:
         elif conv is not None:
             arguments.append(conv.bias)
         return getattr(functional, self.op)(input, *arguments, **options)
+
+
+_engines: dict[nn.Module, str] | None = None  # what explain() watches while it runs a model
+
+
+def _engines_of(conv: nn.Conv2d | nn.ConvTranspose2d, input: Tensor) -> str:
+    """What runs a convolution's three directions, in words."""
+    extra = conv.output_padding if isinstance(conv, nn.ConvTranspose2d) else (0, 0)
+    names = torch.ops.dcgan_fast._convolution_engines(
+        input,
+        conv.weight,
+        conv.stride,
+        conv.padding,
+        extra,
+        isinstance(conv, nn.ConvTranspose2d),
+    )
+    if len(set(names)) == 1:
+        return names[0]
+    directions = ("forward", "input gradient", "weight gradient")
+    return ", ".join(f"{d}: {n}" for d, n in zip(directions, names, strict=True))
 
 
 def _running_statistics(bn: _BatchNorm) -> tuple[Tensor | None, Tensor | None]:
@@ -251,13 +273,20 @@ def _reclass(model: M, old: type[nn.Module], new: type[nn.Module], inplace: bool
     return model
 
 
-def explain(model: nn.Module) -> str:
+def explain(model: nn.Module, *inputs: Tensor) -> str:
     """What runs as what: a line for each run of children of each sequence in ``model``.
+
+    Args:
+        model: any module; it is left as it is.
+        inputs: what ``model`` takes. With them a copy of it runs once, and each fused convolution's line tells which
+            engine serves its forward and its gradients: that depends on batch, map sizes, dtype, machine and switches
+            (:mod:`dcgan_fast.backends`).
 
     Returns:
         Lines of ``path  children  ->  op``; where no op serves, the reason. Convolutions and batch norms outside an
         ``nn.Sequential`` are listed as left alone. The empty string for a model with none of these.
     """
+    engines = _watch_engines(model, inputs) if inputs else {}
     lines: list[tuple[str, str, str]] = []
     seen: set[int] = set()
     for path, module in model.named_modules():
@@ -271,6 +300,8 @@ def explain(model: nn.Module) -> str:
                 continue  # has lines of its own
             if type(module) is FusedSequential:
                 verdict = f"dcgan_fast.{run.op}" if run.op else f"itself: {run.reason}"
+                if run.convolution in engines:
+                    verdict += f" ({engines[run.convolution]})"
             else:
                 verdict = "itself: in a plain Sequential (fuse() changes that)"
             where = ".".join(
@@ -282,6 +313,21 @@ def explain(model: nn.Module) -> str:
             lines.append((path, type(module).__name__, "itself: not a child of an nn.Sequential"))
     widths = [max((len(line[i]) for line in lines), default=0) for i in (0, 1)]
     return "\n".join(f"{w:<{widths[0]}}  {kinds:<{widths[1]}}  -> {v}" for w, kinds, v in lines)
+
+
+def _watch_engines(model: nn.Module, inputs: Sequence[Tensor]) -> dict[nn.Module | None, str]:
+    """The engines of each convolution of ``model`` in a forward pass of ``inputs``, which a copy makes."""
+    global _engines
+    twin = copy.deepcopy(model)
+    _engines = {}
+    try:
+        with torch.no_grad():
+            twin(*inputs)
+        found = _engines
+    finally:
+        _engines = None
+    originals = dict(zip(twin.modules(), model.modules(), strict=True))
+    return {originals[conv]: engines for conv, engines in found.items()}
 
 
 def _batch_norms(model: nn.Module) -> list[_BatchNorm]:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import dcgan_fast
+from dcgan_fast import _C
 from dcgan_fast.nn import (
     FusedSequential,
     batch_norm_mode,
@@ -326,3 +327,15 @@ def test_build_info_names_every_op():
     assert set(info["ops"]) == set(dcgan_fast.functional.__all__)
     assert info["cpu_capability"] in ("AVX512", "AVX2", "DEFAULT")
     assert info["torch"] == torch.__version__
+
+
+def test_explain_names_the_engines_of_an_input():
+    torch.manual_seed(0)
+    net = fuse(nn.Sequential(nn.Conv2d(3, 8, 4, 2, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU()))
+    before = {name: t.clone() for name, t in net.state_dict().items()}
+    assert "(" not in explain(net)
+    engines = (*_C.convolution_engines(), "ATen")
+    assert any(name in explain(net, torch.randn(4, 3, 16, 16)) for name in engines)
+    assert "(ATen)" in explain(net.double(), torch.randn(4, 3, 16, 16).double())
+    for name, tensor in net.float().state_dict().items():  # only a copy ran
+        assert torch.equal(tensor, before[name])

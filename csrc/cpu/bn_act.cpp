@@ -15,6 +15,7 @@
 #include <cmath>
 #include <vector>
 
+#include "moments.h"
 #include "vec.h"
 
 namespace dcgan_fast::cpu::CPU_CAPABILITY {
@@ -109,20 +110,6 @@ struct Affine {
 };
 
 // ---------------------------------------------------------------- moments
-
-// Mean and sum of squared deviations of a growing set of values (Chan, Golub, LeVeque 1979). In double: the mean of a
-// hundred parts keeps the digits of one.
-struct Moments {
-  double n = 0, mean = 0, m2 = 0;
-
-  // Adds `n_b` values of mean `mean_b + rest` and squared deviations `around` about mean_b.
-  void add(double n_b, double mean_b, double rest, double around) {
-    const double total = n + n_b, delta = mean_b + rest - mean;
-    mean += delta * (n_b / total);
-    m2 += around - n_b * rest * rest + delta * delta * (n * n_b / total);
-    n = total;
-  }
-};
 
 template <typename T>
 void finish_statistics(const Moments& moments, Acc<T>* mean, Acc<T>* var) {
@@ -275,13 +262,13 @@ void forward_channels_last(const Maps& m, const BnActForward& args, A act) {
   const Rows rows(m, sizeof(T));
   const Vec<T> slope(static_cast<Acc<T>>(args.negative_slope));
   Parameters<T> p(m, args);
-  std::vector<Acc<T>> partial(args.training ? Partial<T>::size(rows, C) : 0);
+  std::vector<Acc<T>> partial(args.measure ? Partial<T>::size(rows, C) : 0);
 
   const auto measure = [&](int64_t chunk) {
     chunk_moments(x, C, rows.begin(chunk), rows.end(chunk), Partial<T>::at(partial, chunk, C));
   };
   const auto finish = [&] {
-    if (args.training) {
+    if (args.measure) {
       std::vector<Moments> moments(m.groups * C);
       for (int64_t k = 0; k < rows.chunks; ++k) {
         const auto part = Partial<T>::at(partial, k, C);
@@ -303,7 +290,7 @@ void forward_channels_last(const Maps& m, const BnActForward& args, A act) {
     });
   };
 
-  if (args.training) rows.for_chunks(measure);
+  if (args.measure) rows.for_chunks(measure);
   finish();
   rows.for_chunks_backwards(apply);
 }
@@ -407,7 +394,7 @@ void forward_contiguous(const Maps& m, const BnActForward& args, A act) {
   const Vec<T> slope(static_cast<Acc<T>>(args.negative_slope));
   Parameters<T> p(m, args);
   for_group_channels<T>(m, [&](int64_t gc, int64_t group, int64_t c) {
-    if (args.training) finish_statistics<T>(plane_moments(m, x, group, c), p.mean + gc, var + gc);
+    if (args.measure) finish_statistics<T>(plane_moments(m, x, group, c), p.mean + gc, var + gc);
     finish_scale(args, p, gc, c);
     const auto affine = Affine<T>::template at<false>(p, gc, c, All{});
     for_planes(m, group, c, [&](int64_t plane) {

@@ -28,10 +28,11 @@ struct BnActForward {
   void* output;        // may be input
   const void* weight;  // [C]
   const void* bias;    // [C]
-  void* mean;          // [groups, C]: written in training, else read
+  void* mean;          // [groups, C]: written where `measure`, else read
   void* var;           // [groups, C], biased: as mean
   void* rstd;          // [groups, C], written: 1 / sqrt(var + eps); in training 0 where both are 0
-  bool training;       // normalise by the statistics of the maps, or by those given
+  bool training;       // are mean and var those of the maps?
+  bool measure;        // and still to be measured?
   double eps;
   Activation activation;
   double negative_slope;

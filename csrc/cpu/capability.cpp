@@ -1,10 +1,16 @@
 #include "capability.h"
 
 #include <ATen/Version.h>
+#include <ATen/cpu/Utils.h>
+
+#ifdef DCGAN_FAST_X86
+#include <cpuid.h>
+#endif
 
 #include <string>
 
 #include "bn_act.h"
+#include "tile_conv.h"
 
 namespace dcgan_fast::cpu {
 
@@ -20,6 +26,18 @@ DECLARE_KERNELS(AVX512)
 #endif
 
 #undef DECLARE_KERNELS
+
+namespace DEFAULT {
+extern const ConvEngine tiles;
+}
+#ifdef DCGAN_FAST_X86
+namespace AVX512_BF16 {
+extern const ConvEngine tiles;
+}
+namespace AMX {
+extern const ConvEngine tiles;
+}
+#endif
 
 Capability capability() {
   static const Capability chosen = [] {
@@ -47,6 +65,44 @@ const BnActKernels& bn_act_kernels() {
   if (capability() == Capability::avx2) return AVX2::bn_act;
 #endif
   return DEFAULT::bn_act;
+}
+
+namespace {
+
+// What multiplies bfloat16 tiles here: nothing better than floats (generic), vdpbf16ps, or the matrix unit.
+enum class TileUnit { generic, avx512_bf16, amx };
+
+TileUnit tile_unit() {
+#ifdef DCGAN_FAST_X86
+  static const TileUnit unit = [] {
+    unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+    const bool vdpbf16ps = __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) != 0 && (eax & 1u << 5) != 0;
+    if (capability() != Capability::avx512 || !vdpbf16ps) return TileUnit::generic;
+    const bool tdpbf16ps = __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) != 0 && (edx & 1u << 22) != 0;
+    // the system grants the tile registers to a process that asks
+    return tdpbf16ps && at::cpu::init_amx() ? TileUnit::amx : TileUnit::avx512_bf16;
+  }();
+  return unit;
+#else
+  return TileUnit::generic;
+#endif
+}
+
+}  // namespace
+
+bool tiles_pay(at::ScalarType dtype) {
+  // without the matrix unit three or six products of parts cost more than one of floats
+  return tile_unit() == TileUnit::amx || (tile_unit() == TileUnit::avx512_bf16 && dtype == at::kBFloat16);
+}
+
+std::vector<const ConvEngine*> tile_engines() {
+  std::vector<const ConvEngine*> found;
+#ifdef DCGAN_FAST_X86
+  if (tile_unit() == TileUnit::amx) found.push_back(&AMX::tiles);
+  if (tile_unit() != TileUnit::generic) found.push_back(&AVX512_BF16::tiles);
+#endif
+  found.push_back(&DEFAULT::tiles);
+  return found;
 }
 
 }  // namespace dcgan_fast::cpu

@@ -11,6 +11,7 @@
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/leaky_relu.h>
 #include <ATen/ops/relu.h>
+#include <ATen/ops/rsqrt.h>
 #include <ATen/ops/sigmoid.h>
 #include <ATen/ops/tanh.h>
 #include <ATen/ops/zeros.h>
@@ -20,6 +21,7 @@
 #include "../checks.h"
 #include "../cpu/bn_act.h"
 #include "autograd.h"
+#include "map_pool.h"
 #ifdef DCGAN_FAST_CUDA
 #include "bn_act_cuda.h"
 #endif
@@ -75,7 +77,7 @@ void update_running(const Tensor& running, const Tensor& batch, double momentum,
 Tensor accumulators(const Tensor& vector, at::ScalarType acc) { return vector.to(acc).contiguous(); }
 
 std::tuple<Tensor, Tensor> bn_act_run_cpu(const BnActOptions& o, const Tensor& input, const BnTensors& bn,
-                                          Tensor& output) {
+                                          Tensor& output, const cpu::BlockMoments* moments) {
   const auto maps = maps_of(input, o.groups());
   const auto acc = at::toOpMathType(input.scalar_type());
   const Tensor weight = accumulators(bn.weight, acc), bias = accumulators(bn.bias, acc);
@@ -83,10 +85,11 @@ std::tuple<Tensor, Tensor> bn_act_run_cpu(const BnActOptions& o, const Tensor& i
   // saved for backward, so a copy: the running statistics go on changing
   const Tensor mean = o.training ? at::empty_like(rstd) : bn.running_mean->to(acc, false, /*copy=*/true).view_as(rstd);
   const Tensor var = o.training ? at::empty_like(rstd) : accumulators(*bn.running_var, acc);
+  if (moments) moments->merge(mean.mutable_data_ptr<float>(), var.mutable_data_ptr<float>());
   cpu::bn_act_kernels().forward(
       maps, {input.const_data_ptr(), output.mutable_data_ptr(), weight.const_data_ptr(), bias.const_data_ptr(),
-             mean.mutable_data_ptr(), var.mutable_data_ptr(), rstd.mutable_data_ptr(), o.training, o.eps, o.activation,
-             o.negative_slope});
+             mean.mutable_data_ptr(), var.mutable_data_ptr(), rstd.mutable_data_ptr(), o.training, o.training && !moments,
+             o.eps, o.activation, o.negative_slope});
   if (o.training && bn.running_mean) {
     const auto n = static_cast<double>(maps.group_size());
     update_running(*bn.running_mean, mean, o.momentum, 1);
@@ -101,7 +104,7 @@ std::tuple<Tensor, Tensor, Tensor> bn_act_run_backward_cpu(const BnActOptions& o
                                                            const Tensor& rstd, std::array<bool, 3> mask) {
   const auto maps = maps_of(input, o.groups());
   const Tensor weight = accumulators(bn_weight, mean.scalar_type()), bias = accumulators(bn_bias, mean.scalar_type());
-  const Tensor grad_input = mask[0] ? at::empty_like(input) : Tensor();
+  const Tensor grad_input = mask[0] ? empty_maps_like(input) : Tensor();
   const Tensor grad_weight = at::empty_like(mean), grad_bias = at::empty_like(mean);
   cpu::bn_act_kernels().backward(
       maps, {grad.const_data_ptr(), input.const_data_ptr(), mask[0] ? grad_input.mutable_data_ptr() : nullptr,
@@ -117,7 +120,7 @@ std::tuple<Tensor, Tensor, Tensor> bn_act_run_backward_cpu(const BnActOptions& o
 }  // namespace
 
 std::tuple<Tensor, Tensor> bn_act_run(const BnActOptions& o, const Tensor& input, const BnTensors& bn,
-                                      Tensor& output) {
+                                      Tensor& output, const cpu::BlockMoments* moments) {
   if (input.numel() == 0) {  // nothing to normalise, nothing learnt: as torch.nn.functional.batch_norm
     const auto options = input.options().dtype(at::toOpMathType(input.scalar_type()));
     const Tensor zeros = at::zeros({o.groups(), input.size(1)}, options);
@@ -129,7 +132,13 @@ std::tuple<Tensor, Tensor> bn_act_run(const BnActOptions& o, const Tensor& input
 #ifdef DCGAN_FAST_CUDA
   if (input.is_cuda()) return bn_act_run_cuda(o, input, bn, output);
 #endif
-  return bn_act_run_cpu(o, input, bn, output);
+  return bn_act_run_cpu(o, input, bn, output, moments);
+}
+
+Folded bn_fold(const BnActOptions& o, const BnTensors& bn) {
+  const Tensor mean = bn.running_mean->to(at::kFloat, /*non_blocking=*/false, /*copy=*/true), var = bn.running_var->to(at::kFloat);
+  const Tensor rstd = at::rsqrt(var + o.eps), scale = bn.weight.to(at::kFloat) * rstd;
+  return {scale, bn.bias.to(at::kFloat) - mean * scale, mean.unsqueeze(0), rstd.unsqueeze(0)};
 }
 
 std::tuple<Tensor, Tensor, Tensor> bn_act_run_backward(const BnActOptions& o, const Tensor& grad, const Tensor& input,
@@ -194,7 +203,7 @@ std::tuple<Tensor, Tensor, Tensor> bn_act_forward(const Tensor& input, const Ten
   const BnTensors bn{weight, bias, running_mean, running_var};
   check_bn(options, input, input.size(0), input.size(1), bn);
   const Tensor maps = dense_maps(input);
-  Tensor output = at::empty_like(maps);
+  Tensor output = empty_maps_like(maps);
   auto [mean, rstd] = bn_act_run(options, maps, bn, output);
   return {output, mean, rstd};
 }

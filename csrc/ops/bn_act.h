@@ -9,6 +9,7 @@
 #include <tuple>
 
 #include "../activation.h"
+#include "../cpu/conv.h"
 
 namespace dcgan_fast {
 
@@ -42,8 +43,17 @@ void check_bn(const BnActOptions&, const Tensor& input, int64_t batch, int64_t c
 Tensor dense_maps(const Tensor& input);
 
 // output = activation(batch_norm(input)), `input` dense, `output` of its strides or input itself. Updates the running
-// statistics in training. Returns mean and rstd, [groups, C] in the accumulator's dtype.
-std::tuple<Tensor, Tensor> bn_act_run(const BnActOptions&, const Tensor& input, const BnTensors&, Tensor& output);
+// statistics in training. Returns mean and rstd, [groups, C] in the accumulator's dtype. `moments`: the statistics of
+// `input`, where they have been gathered already.
+std::tuple<Tensor, Tensor> bn_act_run(const BnActOptions&, const Tensor& input, const BnTensors&, Tensor& output,
+                                      const cpu::BlockMoments* moments = nullptr);
+
+// Evaluation as an affine map of each channel, float32: output = activation(input * scale + shift).
+struct Folded {
+  Tensor scale, shift;  // [C]
+  Tensor mean, rstd;    // [1, C], as bn_act_run returns them
+};
+Folded bn_fold(const BnActOptions&, const BnTensors&);
 
 // Gradients of input, weight and bias; those not in `mask` are undefined.
 std::tuple<Tensor, Tensor, Tensor> bn_act_run_backward(const BnActOptions&, const Tensor& grad, const Tensor& input,

@@ -61,7 +61,14 @@ Tensor conv_act_forward(const Tensor& input, const Tensor& weight, const Optiona
     const int64_t channels = convolution.out_channels(weight);
     check_channel_vector(convolution.op, "bias", *bias, input, channels);
   }
-  Tensor output = convolution.forward(input, weight, of_maps(bias.value_or(Tensor()), input));
+  const OptionalTensor wide = bias ? OptionalTensor(bias->to(at::kFloat).contiguous()) : std::nullopt;
+  cpu::Epilogue epilogue;
+  epilogue.bias = wide ? wide->const_data_ptr<float>() : nullptr;
+  epilogue.activation = parsed;
+  epilogue.negative_slope = static_cast<float>(negative_slope);
+  const Tensor fused = convolution.fused(input, weight, epilogue);
+  if (fused.defined()) return fused;
+  Tensor output = convolution.reference(input, weight, of_maps(bias.value_or(Tensor()), input));
   activate_(parsed, negative_slope, output);
   return output;
 }
@@ -111,7 +118,7 @@ class ConvActNode : public torch::autograd::Function<ConvActNode> {
       const Convolution convolution{name(transposed), transposed, stride, padding, output_padding};
       return differentiable_grad(ctx, {input, weight, bias}, grads[0], std::move(result), [&](const variable_list& in) {
         return activation_reference(parse_activation(convolution.op, activation), negative_slope,
-                                    convolution.forward(in[0], in[1], of_maps(in[2], in[0])));
+                                    convolution.reference(in[0], in[1], of_maps(in[2], in[0])));
       });
     }
     static const auto op = find_op<decltype(conv_act_backward)>("dcgan_fast::conv_act_backward");

@@ -3,7 +3,6 @@
 // Saved for backward: the input, the convolution's output and the statistics. The normalised maps, the mask and the
 // activation's input are recomputed, so a layer keeps one map of its output size less than PyTorch's three modules.
 #include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
 #include <torch/library.h>
 
 #include "../checks.h"
@@ -11,6 +10,7 @@
 #include "autograd.h"
 #include "bn_act.h"
 #include "convolution.h"
+#include "map_pool.h"
 
 namespace dcgan_fast {
 namespace {
@@ -31,9 +31,21 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> conv_bn_act_forward(
   const BnTensors bn{bn_weight, bn_bias, running_mean, running_var};
   convolution.check(input, weight);
   check_bn(options, input, input.size(0), convolution.out_channels(weight), bn);
-  const Tensor maps = dense_maps(convolution.forward(input, weight, {}));
-  Tensor output = save ? at::empty_like(maps) : maps;  // nothing to keep: normalise in place
-  auto [mean, rstd] = bn_act_run(options, maps, bn, output);
+  if (!training && !save && input.is_cpu() && input.scalar_type() != at::kDouble) {
+    const Folded folded = bn_fold(options, bn);
+    const cpu::Epilogue affine{folded.scale.const_data_ptr<float>(), folded.shift.const_data_ptr<float>(), options.activation,
+                               static_cast<float>(negative_slope)};
+    if (const Tensor output = convolution.fused(input, weight, affine); output.defined()) {
+      return {output, at::empty({0}, output.options()), folded.mean, folded.rstd};
+    }
+  }
+  cpu::BlockMoments moments{stat_groups};
+  cpu::Epilogue gather;
+  if (training) gather.moments = &moments;
+  const Tensor fused = convolution.fused(input, weight, gather);
+  const Tensor maps = fused.defined() ? fused : dense_maps(convolution.reference(input, weight, {}));
+  Tensor output = save ? empty_maps_like(maps) : maps;  // nothing to keep: normalise in place
+  auto [mean, rstd] = bn_act_run(options, maps, bn, output, fused.defined() ? gather.moments : nullptr);
   return {output, save ? maps : at::empty({0}, maps.options()), mean, rstd};
 }
 
@@ -96,7 +108,7 @@ class ConvBnActNode : public torch::autograd::Function<ConvBnActNode> {
       const BnActOptions options{convolution.op, parse_activation(convolution.op, activation), negative_slope,
                                  training, 0, data["eps"].toDouble(), stat_groups};
       return differentiable_grad(ctx, {input, weight, bn_weight, bn_bias}, grads[0], std::move(result), [&](const variable_list& in) {
-        return bn_act_reference(options, convolution.forward(in[0], in[1], {}), in[2], in[3], mean, rstd);
+        return bn_act_reference(options, convolution.reference(in[0], in[1], {}), in[2], in[3], mean, rstd);
       });
     }
     static const auto op = find_op<decltype(conv_bn_act_backward)>("dcgan_fast::conv_bn_act_backward");

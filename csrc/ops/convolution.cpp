@@ -2,10 +2,15 @@
 
 #include <ATen/ops/convolution.h>
 #include <ATen/ops/convolution_backward.h>
+#include <ATen/ops/empty.h>
 
 #include <utility>
 
 #include "../checks.h"
+#include "../cpu/conv_plan.h"
+#include "../cpu/workspace.h"
+#include "map_pool.h"
+#include "packed_weights.h"
 
 namespace dcgan_fast {
 
@@ -17,6 +22,10 @@ int64_t output_extent(const Convolution& c, const Tensor& input, const Tensor& w
   const int64_t in = input.size(2 + axis), kernel = weight.size(2 + axis);
   if (c.transposed) return (in - 1) * c.stride[axis] - 2 * c.padding[axis] + kernel + c.output_padding[axis];
   return in + 2 * c.padding[axis] < kernel ? 0 : (in + 2 * c.padding[axis] - kernel) / c.stride[axis] + 1;
+}
+
+std::array<int64_t, 4> output_sizes(const Convolution& c, const Tensor& input, const Tensor& weight) {
+  return {input.size(0), c.out_channels(weight), output_extent(c, input, weight, 0), output_extent(c, input, weight, 1)};
 }
 
 }  // namespace
@@ -44,16 +53,121 @@ void Convolution::check(const Tensor& input, const Tensor& weight) const {
   }
 }
 
-Tensor Convolution::forward(const Tensor& input, const Tensor& weight, const OptionalTensor& bias) const {
+// ---------------------------------------------------------------- our engines
+
+namespace {
+
+// ATen's rule: either operand's memory format decides for the result.
+at::MemoryFormat result_format(const Tensor& input, const Tensor& weight) {
+  const bool last = input.suggest_memory_format() == at::MemoryFormat::ChannelsLast ||
+                    weight.suggest_memory_format() == at::MemoryFormat::ChannelsLast;
+  return last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
+}
+
+Tensor channels_last(const Tensor& maps) { return maps.contiguous(at::MemoryFormat::ChannelsLast); }
+
+cpu::ConvShape shape_of(const Convolution& c, const Tensor& weight, at::IntArrayRef fine, at::IntArrayRef coarse) {
+  return {coarse[0],
+          {fine[2], fine[3], fine[1]},
+          {coarse[2], coarse[3], coarse[1]},
+          {weight.size(2), weight.size(3)},
+          {c.stride[0], c.stride[1]},
+          {c.padding[0], c.padding[1]},
+          weight.scalar_type()};
+}
+
+bool on_our_cpu(const Tensor& input, const Tensor& weight) {
+  return input.is_cpu() && input.numel() > 0 && weight.scalar_type() == input.scalar_type();
+}
+
+// in -> out by the plain convolution (down) or the transposed one (up); both are channels_last.
+void run_engine(const cpu::ConvEngine& engine, cpu::Direction direction, const cpu::ConvShape& shape, const Tensor& weight,
+                const Tensor& in, const Tensor& out, const cpu::Epilogue& epilogue) {
+  const cpu::WorkspaceScope scope;
+  const auto packed = packed_weight(weight, shape, direction, engine);
+  (direction == cpu::Direction::down ? engine.down : engine.up)(shape, in.const_data_ptr(), packed.get(),
+                                                               out.mutable_data_ptr(), epilogue);
+}
+
+Tensor weight_gradient(const cpu::ConvEngine& engine, const cpu::ConvShape& shape, const Tensor& weight, const Tensor& fine,
+                       const Tensor& coarse) {
+  const cpu::WorkspaceScope scope;
+  const Tensor grad = at::empty(weight.sizes(), weight.options(), at::MemoryFormat::ChannelsLast);
+  engine.weight_grad(shape, fine.const_data_ptr(), coarse.const_data_ptr(),
+                     {grad.mutable_data_ptr(), {grad.stride(0), grad.stride(1), grad.stride(2), grad.stride(3)}});
+  return grad;
+}
+
+}  // namespace
+
+Tensor Convolution::fused(const Tensor& input, const Tensor& weight, const cpu::Epilogue& epilogue) const {
+  if (!on_our_cpu(input, weight)) return {};
+  const auto sizes = output_sizes(*this, input, weight);
+  const auto shape = transposed ? shape_of(*this, weight, sizes, input.sizes()) : shape_of(*this, weight, input.sizes(), sizes);
+  const auto direction = transposed ? cpu::Direction::up : cpu::Direction::down;
+  const cpu::ConvEngine* engine = cpu::choose_engine(shape, direction);
+  if (!engine) return {};
+  const Tensor out = empty_maps(sizes, input.options(), at::MemoryFormat::ChannelsLast);
+  run_engine(*engine, direction, shape, weight, channels_last(input), out, epilogue);
+  return out.contiguous(result_format(input, weight));
+}
+
+Tensor Convolution::reference(const Tensor& input, const Tensor& weight, const OptionalTensor& bias) const {
   return at::convolution(input, weight, bias, stride, padding, kUndilated, transposed, output_padding, /*groups=*/1);
 }
 
 std::tuple<Tensor, Tensor, Tensor> Convolution::backward(const Tensor& grad, const Tensor& input,
                                                          const Tensor& weight, std::array<bool, 3> mask) const {
-  if (!mask[0] && !mask[1] && !mask[2]) return {};
-  const int64_t bias_sizes[] = {out_channels(weight)};
-  return at::convolution_backward(grad, input, weight, bias_sizes, stride, padding, kUndilated, transposed,
-                                  output_padding, /*groups=*/1, mask);
+  std::tuple<Tensor, Tensor, Tensor> result;
+  auto& [grad_input, grad_weight, grad_bias] = result;
+  if (on_our_cpu(input, weight) && grad.scalar_type() == input.scalar_type()) {
+    const Tensor &fine = transposed ? grad : input, &coarse = transposed ? input : grad;
+    const auto shape = shape_of(*this, weight, fine.sizes(), coarse.sizes());
+    const auto format = result_format(input, weight);
+    const auto opposite = transposed ? cpu::Direction::down : cpu::Direction::up;
+    const auto* data = mask[0] ? cpu::choose_engine(shape, opposite) : nullptr;
+    const auto* of_weight = mask[1] ? cpu::choose_engine(shape, cpu::Direction::weight_grad) : nullptr;
+    const Tensor dense_grad = data || of_weight ? channels_last(grad) : grad;
+    if (data) {
+      const Tensor out = empty_maps(input.sizes(), input.options(), at::MemoryFormat::ChannelsLast);
+      run_engine(*data, opposite, shape, weight, dense_grad, out, {});
+      grad_input = out.contiguous(format);
+      mask[0] = false;
+    }
+    if (of_weight) {
+      const Tensor dense_input = channels_last(input);
+      grad_weight = weight_gradient(*of_weight, shape, weight, transposed ? dense_grad : dense_input,
+                                    transposed ? dense_input : dense_grad)
+                        .contiguous(format);
+      mask[1] = false;
+    }
+    if ((data || of_weight) && mask[2]) {
+      grad_bias = grad.sum({0, 2, 3});
+      mask[2] = false;
+    }
+  }
+  if (mask[0] || mask[1] || mask[2]) {
+    const int64_t bias_sizes[] = {out_channels(weight)};
+    auto [of_input, of_weight, of_bias] = at::convolution_backward(
+        grad, input, weight, bias_sizes, stride, padding, kUndilated, transposed, output_padding, /*groups=*/1, mask);
+    if (mask[0]) grad_input = of_input;
+    if (mask[1]) grad_weight = of_weight;
+    if (mask[2]) grad_bias = of_bias;
+  }
+  return result;
+}
+
+std::vector<std::string> convolution_engines(const Tensor& input, const Tensor& weight, at::IntArrayRef stride,
+                                             at::IntArrayRef padding, at::IntArrayRef output_padding, bool transposed) {
+  const Convolution c{"convolution_engines", transposed, stride, padding, output_padding};
+  c.check(input, weight);
+  if (!on_our_cpu(input, weight)) return {"ATen", "ATen", "ATen"};
+  const auto sizes = output_sizes(c, input, weight);
+  const auto shape = transposed ? shape_of(c, weight, sizes, input.sizes()) : shape_of(c, weight, input.sizes(), sizes);
+  const auto forward = transposed ? cpu::Direction::up : cpu::Direction::down,
+             backward = transposed ? cpu::Direction::down : cpu::Direction::up;
+  return {cpu::engine_name(shape, forward), cpu::engine_name(shape, backward),
+          cpu::engine_name(shape, cpu::Direction::weight_grad)};
 }
 
 }  // namespace dcgan_fast

@@ -5,9 +5,12 @@
 
 #include <array>
 #include <optional>
+#include <string>
 #include <tuple>
+#include <vector>
 
 #include "../activation.h"
+#include "../cpu/conv.h"
 
 namespace dcgan_fast {
 
@@ -24,10 +27,18 @@ struct Convolution {
   // Raises unless `input` (N, in, H, W) can be convolved with `weight`: (out, in, kH, kW), transposed (in, out, kH, kW).
   void check(const Tensor& input, const Tensor& weight) const;
   int64_t out_channels(const Tensor& weight) const { return weight.size(transposed ? 1 : 0); }
-  Tensor forward(const Tensor& input, const Tensor& weight, const OptionalTensor& bias) const;
+
+  // The convolution, then what `epilogue` asks for, where one of our engines serves on the CPU; undefined where none does.
+  Tensor fused(const Tensor& input, const Tensor& weight, const cpu::Epilogue& epilogue) const;
+  // The same without an epilogue, in ATen's differentiable calls.
+  Tensor reference(const Tensor& input, const Tensor& weight, const OptionalTensor& bias) const;
   // Gradients of input, weight and bias; those not in `mask` are undefined.
   std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& input, const Tensor& weight,
                                               std::array<bool, 3> mask) const;
 };
+
+// What runs the forward, the data gradient and the weight gradient: an engine's name or "ATen".
+std::vector<std::string> convolution_engines(const Tensor& input, const Tensor& weight, at::IntArrayRef stride,
+                                             at::IntArrayRef padding, at::IntArrayRef output_padding, bool transposed);
 
 }  // namespace dcgan_fast

@@ -1,0 +1,128 @@
+// Compiled once per CPU capability (see capability.h). A block of c is held in registers over the loop on k.
+#include "gemm.h"
+
+#include <algorithm>
+#include <cstring>
+#include <type_traits>
+
+#include "vec.h"
+
+namespace dcgan_fast::cpu::CPU_CAPABILITY {
+namespace {
+
+#if defined(CPU_CAPABILITY_AVX2) || defined(CPU_CAPABILITY_AVX512)
+using V = at::vec::Vectorized<float>;
+constexpr int kLanes = V::size();
+VEC_INLINE V load(const float* p) { return V::loadu(p); }
+VEC_INLINE void store(float* p, const V& v) { v.store(p); }
+VEC_INLINE V broadcast(float x) { return V(x); }
+VEC_INLINE V multiply_add(const V& a, const V& b, const V& c) { return at::vec::fmadd(a, b, c); }
+#else
+// 128 bits are everywhere; at::vec's generic vectors are arrays, which compilers keep in memory.
+typedef float V __attribute__((vector_size(16)));
+constexpr int kLanes = 4;
+VEC_INLINE V load(const float* p) {
+  V v;
+  std::memcpy(&v, p, sizeof(v));
+  return v;
+}
+VEC_INLINE void store(float* p, const V& v) { std::memcpy(p, &v, sizeof(v)); }
+VEC_INLINE V broadcast(float x) { return V{x, x, x, x}; }
+VEC_INLINE V multiply_add(const V& a, const V& b, const V& c) { return a * b + c; }
+#endif
+
+// Rows of b that stay in L1 (with 64 columns 32 KB) while all rows of a pass by.
+constexpr int64_t kDepth = 128;
+
+// The block of c: `vectors` registers wide, as many rows high as leave registers for a row of b and an element of a.
+#if defined(CPU_CAPABILITY_AVX512) || defined(__aarch64__)
+constexpr int kVectors = 4;
+constexpr int rows_of(int vectors) { return vectors == 4 ? 6 : vectors == 3 ? 8 : 12; }
+#else
+constexpr int kVectors = 2;
+constexpr int rows_of(int) { return 6; }
+#endif
+constexpr int64_t kColumns = kVectors * kLanes;
+static_assert(kGemmPanel % kColumns == 0);
+
+// Lines to fetch ahead of use, spread evenly over the iterations of the loops on k.
+struct Ahead {
+  const char* at;
+  int64_t step;  // bytes
+};
+
+// The inner loop; a_row or a_column is 1 (the one that TransposedA says), the other `stride`.
+template <int R, int N, bool TransposedA>
+VEC_INLINE void block(int64_t k, const float* a, int64_t stride, const float* b, int64_t b_row, float* c,
+                      bool accumulate, Ahead ahead) {
+  V sums[R][N];
+#pragma GCC unroll 16
+  for (int i = 0; i < R; ++i) {
+#pragma GCC unroll 4
+    for (int j = 0; j < N; ++j) sums[i][j] = accumulate ? load(c + i * kGemmPanel + j * kLanes) : broadcast(0.0f);
+  }
+  for (int64_t l = 0; l < k; ++l) {
+    V row[N];
+#pragma GCC unroll 4
+    for (int j = 0; j < N; ++j) row[j] = load(b + l * b_row + j * kLanes);
+    __builtin_prefetch(ahead.at + l * ahead.step, 0, 2);
+#pragma GCC unroll 16
+    for (int i = 0; i < R; ++i) {
+      const V element = broadcast(TransposedA ? a[l * stride + i] : a[i * stride + l]);
+#pragma GCC unroll 4
+      for (int j = 0; j < N; ++j) sums[i][j] = multiply_add(element, row[j], sums[i][j]);
+    }
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < R; ++i) {
+#pragma GCC unroll 4
+    for (int j = 0; j < N; ++j) store(c + i * kGemmPanel + j * kLanes, sums[i][j]);
+  }
+}
+
+template <bool TransposedA, int N>
+void all_rows(const GemmPanel& p, const float* a, int64_t k, const float* b, float* c, bool accumulate, Ahead& ahead) {
+  const int64_t stride = TransposedA ? p.a_column : p.a_row, next = TransposedA ? 1 : p.a_row;
+  const int64_t ahead_of_block = k * ahead.step;
+  int64_t i = 0;
+  const auto take = [&]<int R>(std::integral_constant<int, R>) {
+    for (; i + R <= p.m; i += R) {
+      block<R, N, TransposedA>(k, a + i * next, stride, b, p.n, c + i * kGemmPanel, accumulate, ahead);
+      ahead.at += ahead_of_block;
+    }
+  };
+  take(std::integral_constant<int, rows_of(N)>());
+  take(std::integral_constant<int, 4>());
+  take(std::integral_constant<int, 2>());
+  take(std::integral_constant<int, 1>());
+}
+
+template <bool TransposedA>
+void multiply(const GemmPanel& p) {
+  const int64_t parts = (p.k + kDepth - 1) / kDepth;
+  const int64_t blocks = (p.m + rows_of(kVectors) - 1) / rows_of(kVectors) * ((p.n + kColumns - 1) / kColumns);
+  for (int64_t part = 0; part < parts; ++part) {
+    const int64_t begin = p.k * part / parts, k = p.k * (part + 1) / parts - begin;
+    const float *a = p.a + begin * p.a_column, *b = p.b + begin * p.n;
+    const bool accumulate = p.accumulate || part > 0;
+    Ahead ahead{reinterpret_cast<const char*>(b + k * p.n), p.n * static_cast<int64_t>(sizeof(float)) / blocks};
+    int64_t j = 0;
+    const auto take = [&]<int N>(std::integral_constant<int, N>) {
+      for (; j + N * kLanes <= p.n; j += N * kLanes) {
+        all_rows<TransposedA, N>(p, a, k, b + j, p.c + j, accumulate, ahead);
+      }
+    };
+    take(std::integral_constant<int, kVectors>());
+    if constexpr (kColumns > kGemmWidth) {
+      take(std::integral_constant<int, 3>());
+      take(std::integral_constant<int, 2>());
+      take(std::integral_constant<int, 1>());
+    }
+  }
+}
+
+}  // namespace
+
+void gemm(const GemmPanel& p) { p.a_column == 1 ? multiply<false>(p) : multiply<true>(p); }
+
+}  // namespace dcgan_fast::cpu::CPU_CAPABILITY
