@@ -1,69 +1,218 @@
-"""Each fused op against PyTorch's own modules on the layers of the DCGANs.
+"""Each op against PyTorch's own on every layer of the published networks, and the convolutions by themselves.
 
-``pytest benchmarks/ --benchmark-only`` runs all; ``--small`` a quick version of each.
+Training: inputs and weights want gradients, batch norm uses the statistics of the batch, and the weights
+are new in each round, so that whatever is packed or transformed once per version of the weight is paid for.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
 import pytest
 import torch
-import torch.nn.functional as F
-from contenders import interleave
+from contenders import DTYPES, Operands, operands, ours, plain
+from layers import FORWARD, INPUT_GRAD, NETS, WEIGHT_GRAD, Layer, distinct
 
-from dcgan_fast import functional
+from dcgan_fast.bench import Row
 
-# (channels, side of the map, activation) of every layer with batch norm of pytorch/examples' nets at 64x64
-LAYERS = [
-    (512, 4, "relu"),
-    (256, 8, "relu"),
-    (128, 16, "relu"),
-    (64, 32, "relu"),
-    (128, 16, "leaky_relu"),
-    (256, 8, "leaky_relu"),
-    (512, 4, "leaky_relu"),
-]
+PASSES = ("forward", "forward+backward")
+DIRECTIONS = (FORWARD, INPUT_GRAD, WEIGHT_GRAD)
+EXAMPLE = {"pytorch-64": NETS["pytorch-64"]}
+_CLOSE = {
+    torch.float32: 1e-4,
+    torch.bfloat16: 0.05,
+}  # of the largest value: is it the same function?
 
 
-def batch_norm_then_activation(x, weight, bias, mean, var, activation):
-    z = F.batch_norm(x, mean, var, weight, bias, training=True)
-    return F.relu_(z) if activation == "relu" else F.leaky_relu_(z, 0.2)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "layer" in metafunc.fixturenames:
+        layers = LAYERS_OF[metafunc.function.__name__](metafunc.config.getoption("--small"))
+        metafunc.parametrize("layer", layers, ids=[layer.id for layer in layers])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("channels, side, activation", LAYERS)
-def test_bn_act(channels, side, activation, dtype, small, bandwidth, benchmark, record):
-    """Forward + backward, training, channels_last; floor: 8 passes over the maps at the copy's bandwidth."""
-    batch, rounds = (8, 3) if small else (128, 21)
-    x = torch.randn(batch, channels, side, side, dtype=dtype).to(memory_format=torch.channels_last)
-    x.requires_grad_()
-    grad = torch.randn_like(x)
-    weight, bias = (
-        torch.ones(channels, requires_grad=True),
-        torch.zeros(channels, requires_grad=True),
-    )
-    mean, var = torch.zeros(channels), torch.ones(channels)
+def fused_layers(small: bool) -> list[Layer]:
+    return [layer for layer in distinct(NETS, small) if layer.op != "linear"]
 
-    def ours():
-        y = functional.bn_act(x, weight, bias, mean, var, activation=activation, training=True)
-        return torch.autograd.grad(y, (x, weight, bias), grad)
 
-    def eager(forward=batch_norm_then_activation):
-        y = forward(x, weight, bias, mean, var, activation)
-        return torch.autograd.grad(y, (x, weight, bias), grad)
+def maps_with_norm(small: bool) -> list[Layer]:
+    """Batch norm and activation of the example networks, as if the convolution were somebody else's."""
+    maps: dict[Layer, tuple[str, ...]] = {}
+    for layer in (layer for layer in distinct(EXAMPLE, small) if layer.normalised):
+        alone = replace(
+            layer, op="bn_act", input=layer.output, weight=(), bias=False, data_in=False
+        )
+        maps[alone] = layer.places
+    return list(maps)
 
-    contenders = {"ours": ours, "eager": eager}
+
+def strided_layers(small: bool) -> list[Layer]:
+    """The 4x4 convolutions of stride 2 of the example networks."""
+    return [layer for layer in distinct(EXAMPLE, small) if layer.stride == (2, 2)]
+
+
+@pytest.mark.parametrize("passes", PASSES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_op(layer: Layer, dtype: str, passes: str, small: bool, compare) -> None:
+    _compare_training(layer, dtype, passes, small, compare, table="ops")
+
+
+@pytest.mark.parametrize("passes", PASSES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_bn_act(layer: Layer, dtype: str, passes: str, small: bool, compare) -> None:
+    _compare_training(layer, dtype, passes, small, compare, table="bn_act")
+
+
+def _compare_training(
+    layer: Layer, dtype: str, passes: str, small: bool, compare, table: str
+) -> None:
+    contiguous = operands(layer, DTYPES[dtype], torch.contiguous_format)
+    channels_last = operands(layer, DTYPES[dtype], torch.channels_last)
+    functions = {
+        "ours": (ours, channels_last),
+        "eager": (plain, contiguous),
+        "channels_last": (plain, channels_last),
+    }
     if not small:
-        compiled = torch.compile(batch_norm_then_activation)
-        contenders["compile"] = lambda: eager(compiled)
-    seconds = interleave(contenders, rounds)
-    benchmark.pedantic(ours, rounds=rounds, warmup_rounds=1)
-    gigabytes = 8 * x.numel() * x.element_size() / 1e9
-    record(
-        op="bn_act",
-        dtype=str(dtype).removeprefix("torch."),
-        shape=f"{batch}x{channels}x{side}x{side}",
-        activation=activation,
-        **{f"{name} ms": s * 1e3 for name, s in seconds.items()},
-        **{f"vs {name}": s / seconds["ours"] for name, s in seconds.items() if name != "ours"},
-        **{"GB/s": gigabytes / seconds["ours"], "of copy": gigabytes / seconds["ours"] / bandwidth},
+        torch._dynamo.reset()  # or it gives up compiling after eight shapes
+        functions["compile"] = (torch.compile(plain, dynamic=False), channels_last)
+    run = forward if passes == "forward" else forward_and_backward
+    contenders = {
+        name: partial(run, layer, function, given) for name, (function, given) in functions.items()
+    }
+    counted = [FORWARD] if passes == "forward" else [FORWARD, WEIGHT_GRAD]
+    if passes != "forward" and not layer.data_in:
+        counted.append(INPUT_GRAD)
+    compare(
+        contenders,
+        Row(
+            table=table,
+            case=_case(layer, dtype, passes, op=layer.op),
+            dtype=dtype,
+            seconds={},
+            skipped={"compile": "left out of --small"} if small else {},
+            gflop=layer.flop(*counted) / 1e9,
+            gigabytes=layer.bytes(DTYPES[dtype].itemsize, *counted) / 1e9,
+        ),
+        agree=partial(_check_agreement, DTYPES[dtype]),
+        between=_new_versions(contiguous, channels_last),
     )
+
+
+def forward(layer: Layer, function: Callable[..., torch.Tensor], given: Operands) -> torch.Tensor:
+    return function(layer, given)
+
+
+def forward_and_backward(
+    layer: Layer, function: Callable[..., torch.Tensor], given: Operands
+) -> tuple[torch.Tensor, ...]:
+    return torch.autograd.grad(function(layer, given), given.leaves(layer), given.grad)
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_convolution(layer: Layer, dtype: str, direction: str, small: bool, compare) -> None:
+    """One direction at a time, without normalisation and activation."""
+    op = layer.op.removesuffix("_bn_act").removesuffix("_act")
+    alone = replace(layer, op=f"{op}_act", activation="none", bias=False, data_in=False)
+    contiguous = operands(alone, DTYPES[dtype], torch.contiguous_format)
+    channels_last = operands(alone, DTYPES[dtype], torch.channels_last)
+    contenders = {
+        "ours": OneDirection(alone, ours, channels_last, direction),
+        "eager": OneDirection(alone, plain, contiguous, direction),
+        "channels_last": OneDirection(alone, plain, channels_last, direction),
+    }
+
+    def between() -> None:
+        for contender in contenders.values():
+            contender.prepare()
+
+    compare(
+        contenders,
+        Row(
+            table="convolution",
+            case=_case(alone, dtype, direction, op=op),
+            dtype=dtype,
+            seconds={},
+            gflop=alone.flop(direction) / 1e9,
+            gigabytes=alone.bytes(DTYPES[dtype].itemsize, direction) / 1e9,
+        ),
+        agree=partial(_check_agreement, DTYPES[dtype]),
+        between=between,
+    )
+
+
+class OneDirection:
+    """A backward direction is timed without its forward, which :meth:`prepare` runs."""
+
+    def __init__(
+        self,
+        layer: Layer,
+        function: Callable[..., torch.Tensor],
+        given: Operands,
+        direction: str,
+    ) -> None:
+        self._layer, self._function = layer, function
+        self._given = replace(
+            given,
+            input=given.input.detach().requires_grad_(direction == INPUT_GRAD),
+            weight=given.weight.detach().clone().requires_grad_(direction == WEIGHT_GRAD),
+        )
+        self._wanted = {
+            INPUT_GRAD: self._given.input,
+            WEIGHT_GRAD: self._given.weight,
+        }.get(direction)
+        self.prepare()
+
+    def prepare(self) -> None:
+        self._given.new_version()
+        if self._wanted is not None:
+            self._output = self._function(self._layer, self._given)
+
+    def __call__(self) -> torch.Tensor:
+        if self._wanted is None:
+            with torch.no_grad():
+                return self._function(self._layer, self._given)
+        given = self._given.grad
+        (found,) = torch.autograd.grad(self._output, self._wanted, given, retain_graph=True)
+        return found
+
+
+def _case(layer: Layer, dtype: str, passes: str, op: str) -> dict[str, str]:
+    return {
+        "op": op,
+        "layer": str(layer),
+        "where": ", ".join(layer.places),
+        "batch": str(layer.batch),
+        "dtype": dtype,
+        "passes": passes,
+    }
+
+
+def _new_versions(*sets: Operands) -> Callable[[], None]:
+    def run() -> None:
+        for given in sets:
+            given.new_version()
+
+    return run
+
+
+def _check_agreement(dtype: torch.dtype, results: dict[str, Any]) -> None:
+    """All of them compute the same thing; how accurately is for the tests to say."""
+    for name, result in results.items():
+        for got, want in zip(_several(result), _several(results["eager"]), strict=True):
+            error = (got.detach().float() - want.detach().float()).abs().max()
+            assert error <= _CLOSE[dtype] * want.detach().float().abs().max(), name
+
+
+def _several(result: torch.Tensor | tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    return result if isinstance(result, tuple) else (result,)
+
+
+LAYERS_OF = {
+    "test_op": fused_layers,
+    "test_bn_act": maps_with_norm,
+    "test_convolution": strided_layers,
+}

@@ -1,4 +1,4 @@
-"""The command line: ``dcgan-fast train | sample | convert | info``.
+"""The command line: ``dcgan-fast train | sample | convert | info | bench``.
 
 Each command turns its arguments into one call of the Python API. What the person at the keyboard
 can mend (:class:`~dcgan_fast.errors.UserError`, a file that cannot be opened, memory that ran out)
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from . import __version__, build_info, models
+from .bench import load_run, report_markdown, write_report
 from .convert import FORMATS, convert
 from .data.find import NAMES
 from .errors import UserError
@@ -31,6 +32,7 @@ from .training.config import DIGITS_WIDTH, EPOCHS, LOSS_OUTPUTS, STEPS_AT_LEAST
 from .training.setup import pick_device
 from .visualize import image_grid, save_png, to_image
 
+_FIGURES = "benchmarks/results/latest.json"  # where `make bench` puts them
 _MOST_IMAGES = 1_000_000  # of one call of `sample`: their latents are held in memory at once
 
 
@@ -201,6 +203,16 @@ def _info(preset: str | None, image_size: int | None) -> int:
     return 0
 
 
+def _bench(json: list[str], report: str | None) -> int:
+    runs = [load_run(path) for path in json or [_FIGURES]]
+    if report is None:
+        print(report_markdown(runs), end="")
+    else:
+        for path in write_report(runs, report):
+            print(path)
+    return 0
+
+
 def _weights(network: nn.Module) -> int:
     return sum(weight.numel() for weight in network.parameters())
 
@@ -297,6 +309,19 @@ def _parser() -> argparse.ArgumentParser:
     )
     info.add_argument("preset", nargs="?", metavar="PRESET", help="one of the presets")
     info.add_argument("--image-size", type=int, metavar="S", help="(default: the preset's)")
+    bench = add(
+        "bench",
+        _bench,
+        "make a report of benchmark figures",
+        "The figures are those of `make bench` (or `pytest benchmarks/ --benchmark-only\n"
+        "--benchmark-json=FILE`) in a checkout of the sources. Prints the tables as Markdown;\n"
+        "with --report writes them to DIR/report.md, and each run's roofline beside it.",
+        "dcgan-fast bench benchmarks/results/latest.json --report report",
+    )
+    bench.add_argument("json", nargs="*", metavar="JSON", help=f"(default: {_FIGURES})")
+    bench.add_argument(
+        "--report", metavar="DIR", help="a folder, made if it is missing; needs matplotlib"
+    )
     return parser
 
 
