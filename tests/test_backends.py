@@ -441,6 +441,7 @@ def test_a_forked_child_goes_on_with_memory_of_its_own():
             child = os.fork()
             if child == 0:
                 signal.alarm(30)  # rather killed than hanging
+                torch.set_num_threads(1)  # OpenMP does not survive a fork
                 maps.add_(1)
                 fine = torch.equal(maps, contents + 1) and empty(2 * MB).fill_(3).eq(3).all()
                 cpu.release_memory()
@@ -462,7 +463,12 @@ def test_maps_may_outlive_the_interpreter():
         "atexit.register(lambda: make().fill_(1))\n"
         "dcgan_fast.backends.cpu.release_memory()\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        cwd=os.path.dirname(__file__),  # not the source folder, whose package has no compiled half
+    )
     assert (done.returncode, done.stderr) == (0, "")
 
 
@@ -559,6 +565,14 @@ def test_a_change_of_the_weight_is_seen(channels, writer):
     assert_right(maps, weight)
 
 
+def test_no_write_stays_unseen_after_a_gradient(channels):
+    maps, weight = maps_of(channels), weight_of(channels)
+    for i in range(8):
+        conv(maps, weight).square().mean().backward()
+        weight.data.view(-1)[10_007 * (i + 1) % weight.numel()] = 100  # a single one, past autograd
+        assert_right(maps, weight)
+
+
 def test_a_weight_is_packed_once_and_anew_after_release(channels):
     maps, weight = maps_of(channels), weight_of(channels)
     first = conv(maps, weight)
@@ -597,6 +611,10 @@ def test_parts_of_one_weight_are_told_apart(channels):
     ) * 2:
         assert_right(maps, weight)
     assert_right(maps, whole.transpose(2, 3))
+    twins = torch.cat([whole[:64], whole[:64]])
+    twins[64 + 7, 1, 2, 3] = 100
+    assert_right(maps, twins[:64])
+    assert_right(maps, twins[64:])
 
 
 def test_engines_do_not_read_each_others_packings():
@@ -696,6 +714,24 @@ def test_memory_may_be_released_while_kernels_run(channels):
     finally:
         stop.set()
         thread.join()
+
+
+def test_a_release_during_a_kernel_frees_its_workspaces_when_it_is_done():
+    maps = torch.randn(32, 64, 32, 32).to(memory_format=torch.channels_last)
+    weight = weight_of(64)
+    _C._force_engine(ENGINES[0])
+    try:
+        for _ in range(3):
+            with ThreadPoolExecutor(1) as pool:
+                result = pool.submit(conv, maps, weight)
+                while cpu.memory_held().workspaces == 0:  # the kernel has them, so it runs
+                    pass
+                cpu.release_memory()
+            assert cpu.memory_held().workspaces == 0
+            assert torch.equal(result.result(), conv(maps, weight))
+            cpu.release_memory()
+    finally:
+        _C._force_engine("")
 
 
 def test_memory_is_flat_over_training_steps():

@@ -7,8 +7,9 @@ namespace dcgan_fast::cpu {
 
 constexpr int kWorkspaceSlots = 8;
 
-// At least `bytes` of the calling thread, 64-byte aligned (2 MB from 2 MB on), contents undefined. Valid until the thread
-// asks for more in the same slot or the outermost WorkspaceScope ends. A few nanoseconds when the slot is large enough.
+// At least `bytes` of the calling thread, aligned to a page (2 MB from 2 MB on), contents undefined. Valid until the
+// thread asks for more in the same slot or the outermost WorkspaceScope ends. A few nanoseconds when the slot is large
+// enough.
 void* workspace(size_t bytes, int slot = 0);
 
 // An op holds one while its kernels use workspaces, on the thread that starts them. Scopes may nest and overlap.

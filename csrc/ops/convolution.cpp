@@ -120,6 +120,7 @@ std::tuple<Tensor, Tensor, Tensor> Convolution::backward(const Tensor& grad, con
                                                          const Tensor& weight, std::array<bool, 3> mask) const {
   std::tuple<Tensor, Tensor, Tensor> result;
   auto& [grad_input, grad_weight, grad_bias] = result;
+  const bool trains = mask[1] && weight.is_cpu();
   if (on_our_cpu(input, weight) && grad.scalar_type() == input.scalar_type()) {
     const Tensor &fine = transposed ? grad : input, &coarse = transposed ? input : grad;
     const auto shape = shape_of(*this, weight, fine.sizes(), coarse.sizes());
@@ -154,6 +155,7 @@ std::tuple<Tensor, Tensor, Tensor> Convolution::backward(const Tensor& grad, con
     if (mask[1]) grad_weight = of_weight;
     if (mask[2]) grad_bias = of_bias;
   }
+  if (trains) forget_packed_weight(weight);  // an optimiser comes next, and torch's fused Adam bumps no version
   return result;
 }
 

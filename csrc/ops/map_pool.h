@@ -1,8 +1,8 @@
 // Memory of feature maps, kept between calls.
 //
-// A DCGAN's maps are 4 to 34 MB. The C library maps such a block anew for each tensor and unmaps it with it, so the first
-// write of every map meets a page fault per 4 KB: 24 ms for 34 MB on the development machine, where writing them takes
-// 1.3. A pool keeps the pages.
+// A DCGAN's maps are 4 to 34 MB. The C library gives such blocks back to the system when a tensor dies, so the first
+// write of the next one meets a page fault per 4 KB: 20 ms and more for 34 MB on the development machine, where writing
+// them takes 1.3. A pool keeps the pages.
 #pragma once
 
 #include <ATen/core/Tensor.h>

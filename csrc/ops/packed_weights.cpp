@@ -59,8 +59,8 @@ Key key_of(const at::Tensor& weight, const cpu::ConvShape& s, cpu::Direction dir
 
 constexpr size_t kSmallWeight = 16 << 10, kProbes = 256;
 
-// The i-th of kProbes words: one from each of as many equal runs of the memory, at an irregular place within it (a regular
-// grid could miss a channel).
+// The i-th of kProbes words: one from each of as many equal runs of the memory, at an irregular place within it (a
+// regular grid could miss a channel).
 uint64_t probe(const char* data, size_t bytes, size_t i) {
   const size_t begin = i * bytes / kProbes, room = bytes / kProbes - sizeof(uint64_t);
   const uint64_t irregular = i * uint64_t{0x9E3779B97F4A7C15} >> 32;  // of 2^32, by the golden ratio
