@@ -19,16 +19,22 @@ CPU_VARIANTS = {  # name of the namespace: flags, and the at::vec to compile aga
     "AVX512": (_AVX512, "AVX512"),
     "AVX512_BF16": ([*_AVX512, "-mavx512bf16"], "AVX512"),
     "AMX": ([*_AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-bf16"], "AVX512"),
+    # what tiles.h makes of float maps where the matrix unit multiplies halves
+    "AMX_FP16": ([*_AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-bf16", "-DTILE_HALF"], "AVX512"),
+    "DEFAULT_FP16": (["-DTILE_HALF"], "DEFAULT"),
 }
 # Compiled once per variant; the rest of csrc once. Generic first: the linker keeps the first copy of an inline
 # function, which must run everywhere.
 CPU_KERNELS = {
     **dict.fromkeys(
-        (CSRC / "cpu" / f"{name}.cpp" for name in ("bn_act", "gemm")),
+        (
+            CSRC / "cpu" / f"{name}.cpp"
+            for name in ("bn_act", "gemm", "winograd_kernels", "winograd_weight_grad")
+        ),
         ["DEFAULT", "AVX2", "AVX512"],
     ),
     CSRC / "cpu/thin_kernels.cpp": ["DEFAULT", "AVX2", "AVX512", "AVX512_BF16", "AMX"],
-    CSRC / "cpu/tile_conv.cpp": ["DEFAULT", "AVX512_BF16", "AMX"],
+    CSRC / "cpu/tile_conv.cpp": ["DEFAULT", "DEFAULT_FP16", "AVX512_BF16", "AMX", "AMX_FP16"],
 }
 OLDEST_TORCH = (2, 11)
 CUDA_ARCHITECTURES = "8.0;9.0a;10.0;12.0+PTX"
@@ -58,7 +64,7 @@ def cpu_commands(cxx: str, flags: list[str], includes: list[str]) -> list[list[s
         (variant, source)
         for variant in CPU_VARIANTS
         for source, variants in CPU_KERNELS.items()
-        if variant in variants and (variant == "DEFAULT" or X86)
+        if variant in variants and (variant.startswith("DEFAULT") or X86)
     ]
     return [
         [cxx, "-std=c++20", *flags, "-fPIC", *CPU_VARIANTS[variant][0], f"-DCPU_CAPABILITY={variant}",

@@ -19,6 +19,7 @@ def measure_ceilings(seconds: float, megabytes: int) -> Ceilings:
     """GFLOP/s of each kind of arithmetic and GB/s of a copy, on torch's number of threads, now."""
     found: Ceilings = {
         FMA: _C.measure_fma(seconds),
+        "tiles bfloat16": _C.measure_tiles_bfloat16(seconds),
         "brgemm float32": _C.measure_brgemm_float32(seconds),
         "brgemm bfloat16": _C.measure_brgemm_bfloat16(seconds),
         "copy": _copy_bandwidth(seconds, megabytes),

@@ -118,6 +118,7 @@ PYBIND11_MODULE(_C, m) {
   // Ceilings of the machine, for the benchmarks: GFLOP/s on torch's number of threads. None: there is no such unit.
   const pybind11::call_guard<pybind11::gil_scoped_release> no_gil;
   m.def("measure_fma", dcgan_fast::cpu::measure_fma, pybind11::arg("seconds"), no_gil);
+  m.def("measure_tiles_bfloat16", dcgan_fast::cpu::measure_tiles, pybind11::arg("seconds"), no_gil);
   m.def(
       "measure_brgemm_float32", [](double s) { return dcgan_fast::cpu::measure_brgemm(at::kFloat, s); },
       pybind11::arg("seconds"), no_gil);

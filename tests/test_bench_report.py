@@ -286,6 +286,10 @@ def test_bench_reads_what_make_bench_writes(
 
 def test_ceilings_of_this_machine() -> None:
     assert 0.1 < _C.measure_fma(0.01) < 1e5  # GFLOP/s; no machine that runs this is outside
-    for measure in (_C.measure_brgemm_float32, _C.measure_brgemm_bfloat16):
+    for measure in (
+        _C.measure_brgemm_float32,
+        _C.measure_brgemm_bfloat16,
+        _C.measure_tiles_bfloat16,
+    ):
         rate = measure(0.05)
         assert rate is None or 0.1 < rate < 1e6

@@ -138,6 +138,43 @@ def test_engines_agree_on_any_shape(
     )
 
 
+@pytest.mark.parametrize("size", [1e-22, 1e-9, 1e9, 1e25])
+def test_engines_take_values_of_any_size(engine, size):
+    """Those that split floats into halves scale them first: maps as they come, zeros, and a weight of another size."""
+    x = (torch.randn(40, 16, 6, 6) * size).to(memory_format=torch.channels_last)
+    x[:3] = 0
+    weight = torch.randn(24, 16, 4, 4) * 1e-6
+    if any(served(engine, "conv_act", x, weight, [2, 2], [1, 1])):
+        compare(engine, "conv_act", x, weight, None, 2, stride=2, padding=1)
+
+
+def test_a_small_image_keeps_its_digits_beside_large_ones(engine):
+    """The images of a batch are scaled together, up to 2^17 apart without loss."""
+    x = torch.randn(40, 16, 6, 6).to(memory_format=torch.channels_last)
+    x[7] *= 2.0**-15
+    weight = torch.randn(24, 16, 4, 4)
+    if served(engine, "conv_act", x, weight, [2, 2], [1, 1])[0]:
+        ours = functional.conv_act(x, weight, stride=2, padding=1, activation="none")
+        theirs, exact = (
+            F.conv2d(t, w, stride=2, padding=1)
+            for t, w in ((x, weight), (x.double(), weight.double()))
+        )
+        times = 3 if engine == "winograd" else 2
+        assert_as_accurate([ours[7]], [theirs[7]], [exact[7]], times=times)
+
+
+def test_what_is_not_finite_stays_in_its_image(engine):
+    x = torch.randn(3, 16, 6, 6).to(memory_format=torch.channels_last)
+    x[0, 3, 2, 2], x[1, 3, 2, 2] = float("inf"), float("nan")
+    weight = torch.randn(24, 16, 4, 4)
+    if served(engine, "conv_act", x, weight, [2, 2], [1, 1])[0]:
+        y = functional.conv_act(x, weight, stride=2, padding=1, activation="none")
+        assert not y[0].isfinite().all() and not y[1].isfinite().all()
+        torch.testing.assert_close(
+            y[2], F.conv2d(x[2:], weight, stride=2, padding=1)[0], rtol=1e-4, atol=1e-4
+        )
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("groups", [1, 3])
 @pytest.mark.parametrize("op", ["conv_bn_act", "conv_transpose_bn_act"])

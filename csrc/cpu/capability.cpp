@@ -30,11 +30,17 @@ DECLARE_KERNELS(AVX512)
 namespace DEFAULT {
 extern const ConvEngine tiles;
 }
+namespace DEFAULT_FP16 {
+extern const ConvEngine tiles;
+}
 #ifdef DCGAN_FAST_X86
 namespace AVX512_BF16 {
 extern const ConvEngine tiles;
 }
 namespace AMX {
+extern const ConvEngine tiles;
+}
+namespace AMX_FP16 {
 extern const ConvEngine tiles;
 }
 #endif
@@ -69,18 +75,21 @@ const BnActKernels& bn_act_kernels() {
 
 namespace {
 
-// What multiplies bfloat16 tiles here: nothing better than floats (generic), vdpbf16ps, or the matrix unit.
-enum class TileUnit { generic, avx512_bf16, amx };
+// What multiplies tiles of 16-bit floats here: nothing better than floats (generic), vdpbf16ps, or the matrix unit, that of
+// the Granite Rapids (amx_fp16) those of halves too.
+enum class TileUnit { generic, avx512_bf16, amx, amx_fp16 };
 
 TileUnit tile_unit() {
 #ifdef DCGAN_FAST_X86
   static const TileUnit unit = [] {
     unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
-    const bool vdpbf16ps = __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) != 0 && (eax & 1u << 5) != 0;
+    const bool leaf = __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) != 0;
+    const bool vdpbf16ps = leaf && (eax & 1u << 5) != 0, tdpfp16ps = leaf && (eax & 1u << 21) != 0;
     if (capability() != Capability::avx512 || !vdpbf16ps) return TileUnit::generic;
     const bool tdpbf16ps = __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) != 0 && (edx & 1u << 22) != 0;
     // the system grants the tile registers to a process that asks
-    return tdpbf16ps && at::cpu::init_amx() ? TileUnit::amx : TileUnit::avx512_bf16;
+    if (!tdpbf16ps || !at::cpu::init_amx()) return TileUnit::avx512_bf16;
+    return tdpfp16ps ? TileUnit::amx_fp16 : TileUnit::amx;
   }();
   return unit;
 #else
@@ -92,16 +101,18 @@ TileUnit tile_unit() {
 
 bool tiles_pay(at::ScalarType dtype) {
   // without the matrix unit three or six products of parts cost more than one of floats
-  return tile_unit() == TileUnit::amx || (tile_unit() == TileUnit::avx512_bf16 && dtype == at::kBFloat16);
+  return tile_unit() >= TileUnit::amx || (tile_unit() == TileUnit::avx512_bf16 && dtype == at::kBFloat16);
 }
 
 std::vector<const ConvEngine*> tile_engines() {
   std::vector<const ConvEngine*> found;
 #ifdef DCGAN_FAST_X86
-  if (tile_unit() == TileUnit::amx) found.push_back(&AMX::tiles);
+  if (tile_unit() == TileUnit::amx_fp16) found.push_back(&AMX_FP16::tiles);
+  if (tile_unit() >= TileUnit::amx) found.push_back(&AMX::tiles);
   if (tile_unit() != TileUnit::generic) found.push_back(&AVX512_BF16::tiles);
 #endif
   found.push_back(&DEFAULT::tiles);
+  found.push_back(&DEFAULT_FP16::tiles);
   return found;
 }
 

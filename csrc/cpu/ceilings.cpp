@@ -14,6 +14,11 @@
 #include <vector>
 
 #include "capability.h"
+#include "tile_conv.h"
+
+#ifdef DCGAN_FAST_X86
+#include <immintrin.h>
+#endif
 
 namespace dcgan_fast::cpu {
 namespace {
@@ -76,6 +81,31 @@ FMA_CHAINS(fma_avx512, __attribute__((target("avx512f,fma"))), 64)
 
 #undef FMA_CHAINS
 
+// ---------------------------------------------------------------- tiles
+
+#ifdef DCGAN_FAST_X86
+
+// Four sums of two operands each, as tiles.h has them; all tiles hold zeros, which take as long as anything.
+__attribute__((target("amx-tile,amx-bf16"))) double tile_products(int64_t repeats) {
+  struct Config {
+    uint8_t palette = 1, start_row = 0, reserved[14] = {};
+    uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+    uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+  };
+  alignas(64) static const Config config;  // static: GCC knows of 8 bytes only that loadconfig reads
+  _tile_loadconfig(&config);
+  for (int64_t repeat = 0; repeat < repeats; ++repeat) {
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
+  }
+  _tile_release();
+  return 4 * 2.0 * 16 * 16 * 32 * static_cast<double>(repeats);
+}
+
+#endif
+
 // ---------------------------------------------------------------- brgemm
 
 struct TileSize {
@@ -126,6 +156,13 @@ double measure_fma(double seconds) {
   if (capability() == Capability::avx512) chains = fma_avx512;
 #endif
   return throughput(seconds, [=] { return [=] { return chains(10000); }; });
+}
+
+std::optional<double> measure_tiles([[maybe_unused]] double seconds) {
+#ifdef DCGAN_FAST_X86
+  if (tiles_pay(at::kFloat)) return throughput(seconds, [=] { return [=] { return tile_products(1000); }; });
+#endif
+  return std::nullopt;
 }
 
 std::optional<double> measure_brgemm(c10::ScalarType dtype, double seconds) {

@@ -75,6 +75,8 @@ struct Epilogue {
 // All functions run on at::parallel_for's threads; results are the same bits on every run with one number of threads.
 struct ConvEngine {
   const char* name;  // for explain() and build_info()
+  bool (*serves)(const ConvShape&, Direction);
+  double (*seconds)(const ConvShape&, Direction);  // predicted, on as many threads as there are
   int64_t (*packed_bytes)(const ConvShape&, Direction);
   void (*pack)(const ConvShape&, Direction, const WeightView&, void* packed);
   void (*down)(const ConvShape&, const void* fine, const void* packed, void* coarse, const Epilogue&);

@@ -7,36 +7,29 @@
 
 #include "switches.h"
 #include "thin_conv.h"
-#include "tile_blocking.h"
 #include "tile_conv.h"
+#include "winograd.h"
 
 namespace dcgan_fast::cpu {
 namespace {
 
-// What the planner knows of an engine.
+// An engine, and whether it may be chosen.
 struct Candidate {
   const ConvEngine* engine;
   bool (*on)(at::ScalarType);  // switched on, and worth it on this machine?
-  bool (*serves)(const ConvShape&, Direction);
-  double (*seconds)(const ConvShape&, Direction);  // predicted, on as many threads as there are
 };
 
 const std::vector<Candidate>& candidates() {
   static const std::vector<Candidate> all = [] {
-    const auto tile_seconds = [](const ConvShape& s, Direction d) {
-      return tile_blocking(s, d, s.dtype == at::kFloat ? 3 : s.dtype == at::kHalf ? 2 : 1).seconds;
-    };
     std::vector<Candidate> found;
-    for (const ConvEngine* engine : tile_engines()) {  // the best first, the others for tests
-      const auto best = [](at::ScalarType t) { return switches().amx && tiles_pay(t); };
-      const auto never = [](at::ScalarType) { return false; };
-      // sums of vdpbf16ps lose digits that parts of floats need
-      const auto narrow = [](const ConvShape& s, Direction) { return s.dtype == at::kBFloat16; };
-      const auto any = [](const ConvShape&, Direction) { return true; };
-      const bool floats = engine->name != std::string_view("tiles (AVX512_BF16)");
-      found.push_back({engine, found.empty() ? +best : +never, floats ? +any : +narrow, tile_seconds});
+    for (const ConvEngine* engine : tile_engines()) {  // the first is the best, the others are for tests
+      found.push_back({engine, found.empty() ? [](at::ScalarType t) { return switches().amx && tiles_pay(t); }
+                                             : [](at::ScalarType) { return false; }});
     }
-    found.push_back({&thin_engine(), [](at::ScalarType) { return true; }, thin_serves, thin_cost});
+    found.push_back({&winograd_engine(), [](at::ScalarType) { return switches().winograd.load(); }});
+    const auto thin = thin_engines();
+    if (thin.size() > 1) found.push_back({thin.front(), [](at::ScalarType) { return switches().amx.load(); }});
+    found.push_back({thin.back(), [](at::ScalarType) { return true; }});
     return found;
   }();
   return all;
@@ -58,18 +51,18 @@ double aten_seconds(const ConvShape& s, Direction d) {
   return (flops / rate + weights * weight) / at::get_num_threads() + bytes / 8e9 + 20e-6;
 }
 
-std::atomic<const Candidate*> forced{nullptr};
+std::atomic<const ConvEngine*> forced{nullptr};
 
 }  // namespace
 
 const ConvEngine* choose_engine(const ConvShape& s, Direction d) {
   if (s.dtype != at::kFloat && s.dtype != at::kBFloat16 && s.dtype != at::kHalf) return nullptr;
-  if (const Candidate* only = forced) return only->serves(s, d) ? only->engine : nullptr;
+  if (const ConvEngine* only = forced) return only->serves(s, d) ? only : nullptr;
   const ConvEngine* best = nullptr;
   double least = aten_seconds(s, d);
   for (const Candidate& c : candidates()) {
-    if (!c.on(s.dtype) || !c.serves(s, d)) continue;
-    if (const double seconds = c.seconds(s, d); seconds < least) {
+    if (!c.on(s.dtype) || !c.engine->serves(s, d)) continue;
+    if (const double seconds = c.engine->seconds(s, d); seconds < least) {
       least = seconds;
       best = c.engine;
     }
@@ -95,7 +88,7 @@ void force_engine(std::string_view name) {
   }
   for (const Candidate& c : candidates()) {
     if (name == c.engine->name) {
-      forced = &c;
+      forced = c.engine;
       return;
     }
   }

@@ -45,8 +45,8 @@ constexpr int rows_of(int) { return 6; }
 constexpr int64_t kColumns = kVectors * kLanes;
 static_assert(kGemmPanel % kColumns == 0);
 
-// Lines to fetch ahead of use, spread evenly over the iterations of the loops on k.
-struct Ahead {
+// What to fetch, spread evenly over the iterations of the loops on k.
+struct Fetches {
   const char* at;
   int64_t step;  // bytes
 };
@@ -54,7 +54,7 @@ struct Ahead {
 // The inner loop; a_row or a_column is 1 (the one that TransposedA says), the other `stride`.
 template <int R, int N, bool TransposedA>
 VEC_INLINE void block(int64_t k, const float* a, int64_t stride, const float* b, int64_t b_row, float* c,
-                      bool accumulate, Ahead ahead) {
+                      bool accumulate, Fetches fetches) {
   V sums[R][N];
 #pragma GCC unroll 16
   for (int i = 0; i < R; ++i) {
@@ -65,7 +65,7 @@ VEC_INLINE void block(int64_t k, const float* a, int64_t stride, const float* b,
     V row[N];
 #pragma GCC unroll 4
     for (int j = 0; j < N; ++j) row[j] = load(b + l * b_row + j * kLanes);
-    __builtin_prefetch(ahead.at + l * ahead.step, 0, 2);
+    __builtin_prefetch(fetches.at + l * fetches.step, 0, 2);
 #pragma GCC unroll 16
     for (int i = 0; i < R; ++i) {
       const V element = broadcast(TransposedA ? a[l * stride + i] : a[i * stride + l]);
@@ -81,14 +81,14 @@ VEC_INLINE void block(int64_t k, const float* a, int64_t stride, const float* b,
 }
 
 template <bool TransposedA, int N>
-void all_rows(const GemmPanel& p, const float* a, int64_t k, const float* b, float* c, bool accumulate, Ahead& ahead) {
+void all_rows(const GemmPanel& p, const float* a, int64_t k, const float* b, float* c, bool accumulate, Fetches& fetches) {
   const int64_t stride = TransposedA ? p.a_column : p.a_row, next = TransposedA ? 1 : p.a_row;
-  const int64_t ahead_of_block = k * ahead.step;
+  const int64_t of_block = k * fetches.step;
   int64_t i = 0;
   const auto take = [&]<int R>(std::integral_constant<int, R>) {
     for (; i + R <= p.m; i += R) {
-      block<R, N, TransposedA>(k, a + i * next, stride, b, p.n, c + i * kGemmPanel, accumulate, ahead);
-      ahead.at += ahead_of_block;
+      block<R, N, TransposedA>(k, a + i * next, stride, b, p.n, c + i * kGemmPanel, accumulate, fetches);
+      fetches.at += of_block;
     }
   };
   take(std::integral_constant<int, rows_of(N)>());
@@ -101,15 +101,16 @@ template <bool TransposedA>
 void multiply(const GemmPanel& p) {
   const int64_t parts = (p.k + kDepth - 1) / kDepth;
   const int64_t blocks = (p.m + rows_of(kVectors) - 1) / rows_of(kVectors) * ((p.n + kColumns - 1) / kColumns);
+  const void* first = p.ahead.bytes > 0 ? p.ahead.at : p.c;  // else a line that is there: a fetch of nowhere walks the page tables
+  Fetches fetches{static_cast<const char*>(first), (p.ahead.bytes + blocks * p.k - 1) / (blocks * p.k)};
   for (int64_t part = 0; part < parts; ++part) {
     const int64_t begin = p.k * part / parts, k = p.k * (part + 1) / parts - begin;
     const float *a = p.a + begin * p.a_column, *b = p.b + begin * p.n;
     const bool accumulate = p.accumulate || part > 0;
-    Ahead ahead{reinterpret_cast<const char*>(b + k * p.n), p.n * static_cast<int64_t>(sizeof(float)) / blocks};
     int64_t j = 0;
     const auto take = [&]<int N>(std::integral_constant<int, N>) {
       for (; j + N * kLanes <= p.n; j += N * kLanes) {
-        all_rows<TransposedA, N>(p, a, k, b + j, p.c + j, accumulate, ahead);
+        all_rows<TransposedA, N>(p, a, k, b + j, p.c + j, accumulate, fetches);
       }
     };
     take(std::integral_constant<int, kVectors>());

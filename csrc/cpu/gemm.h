@@ -13,17 +13,27 @@ namespace dcgan_fast::cpu {
 // Columns of a panel: c and b are taken panel by panel. A multiple of every vector's length, narrow enough that 128 rows
 // of b fill two thirds of L1.
 constexpr int64_t kGemmPanel = 64;
+// Rows that are multiplied together; others cost more each.
+constexpr int64_t kGemmRows = 6;
 // Panels are as wide as their columns, rounded up to this.
 constexpr int64_t kGemmWidth = 16;
+
+// Memory that is read next, to be fetched into L2 meanwhile: the machine's own prefetcher looks a few lines ahead only. Any
+// address will do.
+struct Ahead {
+  const void* at = nullptr;
+  int64_t bytes = 0;
+};
 
 // c[i, j] = sum over l of a[i, l] * b[l, j] (+ c[i, j] where `accumulate`), for i < m, j < n, l < k
 struct GemmPanel {
   int64_t m, n, k;  // n: a multiple of kGemmWidth, at most kGemmPanel
   const float* a;   // a[i, l] at a + i * a_row + l * a_column; one of the two strides is 1
   int64_t a_row, a_column;
-  const float* b;  // b[l, j] at b + l * n + j. What lies behind its end is fetched into L2 meanwhile (and may be anything)
-  float* c;        // c[i, j] at c + i * kGemmPanel + j
+  const float* b;   // b[l, j] at b + l * n + j
+  float* c;         // c[i, j] at c + i * kGemmPanel + j
   bool accumulate;
+  Ahead ahead{};
 };
 
 namespace DEFAULT {

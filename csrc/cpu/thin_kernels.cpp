@@ -13,270 +13,15 @@
 
 #include <ATen/Parallel.h>
 
-#include <bit>
 #include <vector>
 
-#include "thin_products.h"
+#include "epilogue.h"
+#include "thin_conv.h"
+#include "thin_gradient.h"
+#include "thin_rows.h"
 
 namespace dcgan_fast::cpu::CPU_CAPABILITY {
 namespace {
-
-int64_t run_of(const ConvShape& s) { return s.kernel[1] * s.fine.channels; }
-int64_t depth_of(const ConvShape& s) { return s.kernel[0] * run_of(s); }
-int64_t coarse_pixels(const ConvShape& s) { return s.batch * s.coarse.height * s.coarse.width; }
-
-// Bytes that may be read and written past the end of a run, a row or a line: whole vectors are moved.
-constexpr int64_t kSlackBytes = 128;
-template <typename E>
-constexpr int64_t kSlack = kSlackBytes / sizeof(E);
-
-// Units of work (pixels or rows), in blocks that do not straddle groups of images.
-struct Blocks {
-  int64_t per_group, size, blocks_per_group, count;
-
-  Blocks(int64_t units, int64_t groups, int64_t preferred, int64_t multiple) : per_group(units / groups) {
-    constexpr int64_t kEnough = 64;  // blocks, for as many threads
-    size = std::clamp(round_up(ceil_div(units, kEnough), multiple), multiple, std::max(preferred, multiple));
-    blocks_per_group = ceil_div(per_group, size);
-    count = groups * blocks_per_group;
-  }
-  int64_t group(int64_t block) const { return block / blocks_per_group; }
-  int64_t begin(int64_t block) const { return group(block) * per_group + block % blocks_per_group * size; }
-  int64_t end(int64_t block) const { return std::min(begin(block) + size, (group(block) + 1) * per_group); }
-};
-
-// ---------------------------------------------------------------- epilogue
-
-// Scale and bias of `pixels` neighbouring pixels of the output, and some more for whole vectors.
-struct Affine {
-  std::vector<float> scale, bias;
-
-  Affine(const Epilogue& e, int64_t channels, int64_t pixels)
-      : scale(channels * pixels + lanes<float>, 1.0f), bias(channels * pixels + lanes<float>, 0.0f) {
-    for (int64_t i = 0; i < channels * pixels; ++i) {
-      if (e.scale) scale[i] = e.scale[i % channels];
-      if (e.bias) bias[i] = e.bias[i % channels];
-    }
-  }
-};
-
-template <Activation A>
-VEC_INLINE Vec<float> activate(const Vec<float>& z, [[maybe_unused]] const Vec<float>& slope) {
-  if constexpr (A == Activation::relu) return clamp_negative(z);
-  if constexpr (A == Activation::leaky_relu) return where_positive(z, z, z * slope);
-  if constexpr (A == Activation::tanh) return tanh(z);
-  if constexpr (A == Activation::sigmoid) return sigmoid(z);
-  return z;
-}
-
-template <typename T>
-VEC_INLINE at::vec::Vectorized<T> narrow(const Vec<float>& z) {
-#ifdef __AVX512BF16__
-  if constexpr (std::is_same_v<T, c10::BFloat16>) return reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(z.hi, z.lo));
-#endif
-  return at::vec::convert<T, 1, float, 2>(at::vec::VectorizedN<float, 2>(z.lo, z.hi));
-}
-
-template <typename T, typename Count>
-VEC_INLINE void store_wide(T* p, const Vec<float>& z, Count count) {
-  if constexpr (std::is_same_v<T, float>) {
-    store_acc<float>(p, z, count);
-  } else if constexpr (std::is_same_v<Count, All>) {
-    narrow<T>(z).store(p);
-  } else {
-    narrow<T>(z).store(p, count.n);
-  }
-}
-
-// Past the caches: a map that would not stay in them until it is read need not be read before it is written.
-template <typename T>
-VEC_INLINE void stream_wide(T* p, const Vec<float>& z, All) {
-#ifdef CPU_CAPABILITY_AVX512
-  if constexpr (std::is_same_v<T, float>) {
-    _mm512_stream_ps(p, z.lo);
-    _mm512_stream_ps(p + z.lo.size(), z.hi);
-    return;
-  }
-#endif
-  store_wide(p, z, All{});
-}
-template <typename T>
-VEC_INLINE void stream_wide(T* p, const Vec<float>& z, First first) { store_wide(p, z, first); }
-
-template <typename T>
-VEC_INLINE Vec<float> rounded(const Vec<float>& z) {
-  if constexpr (std::is_same_v<T, float>) return z;
-  alignas(64) T buffer[lanes<T>];
-  store_wide(buffer, z, All{});
-  const Vec<T> back = load_vec(buffer);
-  return {back.lo, back.hi};
-}
-
-// Calls f(c, count) for the vectors of [0, n).
-template <typename F>
-VEC_INLINE void for_vectors(int64_t n, F&& f) {
-  int64_t c = 0;
-  for (; c + lanes<float> <= n; c += lanes<float>) f(c, All{});
-  if (c < n) f(c, First{static_cast<int>(n - c)});
-}
-
-// A block of sums in cache, [rows, columns] with rows `stride` apart, whose columns have scales and biases from `at` on.
-struct Sums {
-  float* data;
-  int64_t rows, columns, stride, at;
-};
-
-// Is it better to write a map of `pixels` past the caches? Measured on a core with 2 MB of L2 and a share of a large L3: a map
-// of 8 MB was written and read again equally fast either way, one of 34 MB 15% faster; 16-bit maps gained nothing.
-template <typename T>
-bool streams(const T* map, int64_t pixels, int64_t pixel_bytes) {
-  constexpr int64_t kBytes = 12 << 20;
-  return std::is_same_v<T, float> && pixels * pixel_bytes >= kBytes && pixel_bytes % 128 == 0 &&
-         reinterpret_cast<uintptr_t>(map) % 64 == 0;
-}
-
-// Finished values go to `to`, and back to the sums where statistics will be taken of them.
-template <Activation A, bool kStream, typename T>
-void finish(const Epilogue& e, const Affine& affine, const Sums& sums, T* to, int64_t to_stride) {
-  const Vec<float> slope(e.negative_slope);
-  const bool keep = e.moments != nullptr;
-  for_vectors(sums.columns, [&](int64_t c, auto count) {
-    const Vec<float> scale = load_acc<float>(affine.scale.data() + sums.at + c),
-                     bias = load_acc<float>(affine.bias.data() + sums.at + c);
-    for (int64_t r = 0; r < sums.rows; ++r) {
-      float* from = sums.data + r * sums.stride + c;
-      const Vec<float> z = activate<A>(fmadd(load_acc<float>(from), scale, bias), slope);
-      if constexpr (kStream) {
-        stream_wide(to + r * to_stride + c, z, count);
-      } else {
-        store_wide(to + r * to_stride + c, z, count);
-      }
-      if (keep) store_acc<float>(from, rounded<T>(z));
-    }
-  });
-}
-
-template <bool kStream, typename T>
-void finish(const Epilogue& e, const Affine& affine, const Sums& sums, T* to, int64_t to_stride) {
-  switch (e.activation) {
-    case Activation::relu: return finish<Activation::relu, kStream>(e, affine, sums, to, to_stride);
-    case Activation::leaky_relu: return finish<Activation::leaky_relu, kStream>(e, affine, sums, to, to_stride);
-    case Activation::tanh: return finish<Activation::tanh, kStream>(e, affine, sums, to, to_stride);
-    case Activation::sigmoid: return finish<Activation::sigmoid, kStream>(e, affine, sums, to, to_stride);
-    case Activation::none: return finish<Activation::none, kStream>(e, affine, sums, to, to_stride);
-  }
-}
-
-// Merges rows into the statistics per column of `seen` rows before them: two passes over rows in L1, then Chan's rule.
-void gather(const Sums& sums, int64_t seen, float* mean, float* m2) {
-  const auto n = static_cast<float>(sums.rows), before = static_cast<float>(seen), total = n + before;
-  const Vec<float> inverse(1 / n), share(n / total), weight(before * n / total);
-  for_vectors(sums.columns, [&](int64_t c, auto count) {
-    Vec<float> average(0.0f), around(0.0f);
-    for (int64_t r = 0; r < sums.rows; ++r) average = average + load_acc<float>(sums.data + r * sums.stride + c);
-    average = average * inverse;
-    for (int64_t r = 0; r < sums.rows; ++r) {
-      const Vec<float> d = load_acc<float>(sums.data + r * sums.stride + c) - average;
-      around = fmadd(d, d, around);
-    }
-    if (seen > 0) {
-      const Vec<float> old = load_acc<float>(mean + c, count), delta = average - old;
-      average = fmadd(delta, share, old);
-      around = load_acc<float>(m2 + c, count) + fmadd(delta * delta, weight, around);
-    }
-    store_acc<float>(mean + c, average, count);
-    store_acc<float>(m2 + c, around, count);
-  });
-}
-
-// ---------------------------------------------------------------- im2col
-
-// Rows of the fine map with zeros for the padding, as elements of the products. The last ones asked for are kept: going
-// down the map, each is made once.
-template <typename T, typename E>
-class FineRows {
- public:
-  FineRows(const ConvShape& s, const void* map)
-      : s_(s), map_(static_cast<const T*>(map)), slots_(std::bit_ceil(static_cast<uint64_t>(s.kernel[0]))),
-        tags_(slots_, -1) {
-    const int64_t width = (s.coarse.width - 1) * s.stride[1] + s.kernel[1];
-    pixels_ = std::clamp<int64_t>(width - s.padding[1], 0, s.fine.width);
-    row_ = width * s.fine.channels + kSlack<E>;
-    rows_ = scratch<E>(kFineRows, (slots_ + 1) * row_);
-    std::fill(rows_, rows_ + (slots_ + 1) * row_, E(0));
-  }
-
-  // Row y of an image, from padding pixels on.
-  const E* operator()(int64_t image, int64_t y) {
-    if (y < 0 || y >= s_.fine.height) return rows_ + slots_ * row_;
-    const int64_t tag = image * s_.fine.height + y, slot = tag & (slots_ - 1);
-    E* row = rows_ + slot * row_;
-    if (tags_[slot] != tag) {
-      const T* from = map_ + tag * s_.fine.width * s_.fine.channels;
-      convert(from, pixels_ * s_.fine.channels, row + s_.padding[1] * s_.fine.channels);
-      tags_[slot] = tag;
-    }
-    return row;
-  }
-
- private:
-  static void convert(const T* from, int64_t n, E* to) {
-    if constexpr (std::is_same_v<T, E>) {
-      std::copy(from, from + n, to);
-    } else {
-      for_vectors(n, [&](int64_t i, auto count) { store_acc<T>(to + i, load_vec(from + i, count), count); });
-    }
-  }
-
-  const ConvShape& s_;
-  const T* const map_;
-  const int64_t slots_;  // neighbouring rows have neighbouring slots, so that the rows of one kernel do not meet
-  std::vector<int64_t> tags_;
-  int64_t pixels_, row_;
-  E* rows_;
-};
-
-// Runs of `n` neighbouring pixels, `bytes` long: from every `step` bytes to every `pitch` bytes. Two moves of kMove bytes
-// overlap where one is too short, so that nothing is written that is not of the run.
-template <int kMove>
-void copy_runs(const char* from, int64_t step, int64_t bytes, int64_t n, char* to, int64_t pitch) {
-  if (bytes <= 2 * kMove) {
-    const int64_t second = bytes - kMove;
-    for (int64_t i = 0; i < n; ++i, from += step, to += pitch) {
-      std::memcpy(to, from, kMove);
-      std::memcpy(to + second, from + second, kMove);
-    }
-  } else {
-    for (int64_t i = 0; i < n; ++i) std::memcpy(to + i * pitch, from + i * step, bytes);
-  }
-}
-
-inline void copy_runs(const char* from, int64_t step, int64_t bytes, int64_t n, char* to, int64_t pitch) {
-  if (bytes < 4) return copy_runs<2>(from, step, bytes, n, to, pitch);
-  if (bytes < 8) return copy_runs<4>(from, step, bytes, n, to, pitch);
-  if (bytes < 16) return copy_runs<8>(from, step, bytes, n, to, pitch);
-  if (bytes < 32) return copy_runs<16>(from, step, bytes, n, to, pitch);
-  if (bytes < 64) return copy_runs<32>(from, step, bytes, n, to, pitch);
-  copy_runs<64>(from, step, bytes, n, to, pitch);
-}
-
-// The K values around each of the coarse pixels [begin, end) of the batch, in rows of `depth`.
-template <typename T, typename E>
-void im2col(const ConvShape& s, FineRows<T, E>& rows, int64_t begin, int64_t end, int64_t depth, E* to) {
-  constexpr auto kBytes = static_cast<int64_t>(sizeof(E));
-  const int64_t run = run_of(s), step = s.stride[1] * s.fine.channels;
-  for (int64_t pixel = begin; pixel < end;) {
-    const int64_t row = pixel / s.coarse.width, x = pixel % s.coarse.width,
-                  n = std::min(s.coarse.width - x, end - pixel);
-    const int64_t image = row / s.coarse.height, y = row % s.coarse.height * s.stride[0] - s.padding[0];
-    for (int64_t k = 0; k < s.kernel[0]; ++k) {
-      copy_runs(reinterpret_cast<const char*>(rows(image, y + k) + x * step), step * kBytes, run * kBytes, n,
-                reinterpret_cast<char*>(to + k * run), depth * kBytes);
-    }
-    to += n * depth;
-    pixel += n;
-  }
-}
 
 // ---------------------------------------------------------------- down
 
@@ -289,8 +34,7 @@ void down(const ConvShape& s, const void* fine, const void* packed, void* coarse
   BlockMoments* moments = epilogue.moments;
   const Blocks blocks(coarse_pixels(s), moments ? moments->groups : 1, kBlockPixels, P::kChunk);
   if (moments) moments->resize(blocks.count, channels);
-  const Affine affine(epilogue, channels, 1);
-  const bool stream = streams(static_cast<const T*>(coarse), coarse_pixels(s), channels * static_cast<int64_t>(sizeof(T)));
+  const bool stream = may_stream(static_cast<const T*>(coarse), coarse_pixels(s), channels);
 
   at::parallel_for(0, blocks.count, 1, [&](int64_t first, int64_t last) {
     [[maybe_unused]] const TileUnit unit;
@@ -298,40 +42,31 @@ void down(const ConvShape& s, const void* fine, const void* packed, void* coarse
     E* left = scratch<E>(kLeft, P::kChunk * depth);
     std::fill_n(left, P::kChunk * depth, E(0));
     float* sums = scratch<float>(kSums, ceil_div(channels, kPanel) * panel_floats);
+    Finish<T> finish(epilogue, 0, channels, channels, 1, stream);
     for (int64_t b = first; b < last; ++b) {
       const int64_t begin = blocks.begin(b), end = blocks.end(b);
       for (int64_t at = begin; at < end; at += P::kChunk) {
         const int64_t n = std::min(P::kChunk, end - at);
-        im2col(s, rows, at, at + n, depth, left);
+        im2col(s, rows, at, at + n, 0, s.kernel[0], depth, left);
         P::multiply(left, round_up(n, P::kRows), depth, packed, channels, sums, panel_floats);
         for (int64_t c = 0; c < channels; c += kPanel) {
-          const Sums panel{sums + c / kPanel * panel_floats, n, std::min(kPanel, channels - c), kPanel, c};
           T* to = static_cast<T*>(coarse) + at * channels + c;
-          stream ? finish<true>(epilogue, affine, panel, to, channels) : finish<false>(epilogue, affine, panel, to, channels);
-          if (!moments) continue;
-          gather(panel, at - begin, moments->mean.data() + b * channels + c, moments->m2.data() + b * channels + c);
+          finish({sums + c / kPanel * panel_floats, n, std::min(kPanel, channels - c), kPanel, c},
+                 [&](int64_t r) { return to + r * channels; });
         }
       }
       if (!moments) continue;
       moments->group[b] = blocks.group(b);
-      moments->count[b] = end - begin;
+      moments->count[b] = finish.statistics(moments->mean.data() + b * channels, moments->m2.data() + b * channels);
+      finish.reset();
     }
+    if (stream) end_stream();
   });
 }
 
 // ---------------------------------------------------------------- up
 
-// The columns of `up`: row k of the kernel is a run of columns, none of which straddles two panels.
-struct Runs {
-  int64_t run, per_panel;
-
-  explicit Runs(const ConvShape& s) : run(run_of(s)), per_panel(kPanel / run) {}
-  int64_t panel(int64_t k) const { return k / per_panel; }
-  int64_t column(int64_t k) const { return k % per_panel * run; }
-  int64_t columns(int64_t kernel_height) const {
-    return panel(kernel_height - 1) * kPanel + column(kernel_height - 1) + run;
-  }
-};
+int64_t up_columns(const ConvShape& s) { return Runs(s, 1).column(s.kernel[0] - 1) + run_of(s); }
 
 // Rows of the coarse map, multiplied: K columns for each pixel. Made when asked for, some rows at a time; the last ones
 // are kept, so that going down a map each is made once.
@@ -341,7 +76,7 @@ class Columns {
 
  public:
   Columns(const ConvShape& s, const void* map, const void* packed)
-      : s_(s), map_(static_cast<const T*>(map)), packed_(packed), columns_(Runs(s).columns(s.kernel[0])) {
+      : s_(s), map_(static_cast<const T*>(map)), packed_(packed), columns_(up_columns(s)) {
     const int64_t reach = (s.kernel[0] - 1) / s.stride[0];  // rows before the newest that one fine row needs
     rows_ = std::max<int64_t>(1, kChunkPixels / s.coarse.width);
     panel_floats_ = round_up(rows_ * s.coarse.width, kBlock) * kPanel;
@@ -355,23 +90,19 @@ class Columns {
     const int64_t chunk = row / rows_, slot = chunk % static_cast<int64_t>(tags_.size()), first = chunk * rows_;
     float* sums = data_ + slot * slot_floats_;
     if (tags_[slot] != chunk) {
-      const int64_t n = std::min(rows_, s_.batch * s_.coarse.height - first) * s_.coarse.width;
-      P::multiply(pixel(first), n, s_.coarse.channels, packed_, columns_, sums, panel_floats_);
+      const int64_t pixels = std::min(rows_, s_.batch * s_.coarse.height - first) * s_.coarse.width,
+                    depth = s_.coarse.channels;
+      const T* from = map_ + first * s_.coarse.width * depth;
+      const Ahead next{from + pixels * depth, pixels * depth * static_cast<int64_t>(sizeof(T))};
+      P::multiply(from, pixels, depth, packed_, columns_, sums, panel_floats_, next);
       tags_[slot] = chunk;
     }
     return sums + (row - first) * s_.coarse.width * kPanel;
   }
   int64_t panel_floats() const { return panel_floats_; }
 
-  // Asks for the pixels that will be multiplied a chunk after those of row `row`.
-  void ahead(int64_t row) const {
-    fetch(pixel(row + rows_), s_.coarse.width * s_.coarse.channels * static_cast<int64_t>(sizeof(T)));
-  }
-
  private:
   static constexpr int64_t kChunkPixels = 32;
-
-  const T* pixel(int64_t row) const { return map_ + row * s_.coarse.width * s_.coarse.channels; }
 
   const ConvShape& s_;
   const T* const map_;
@@ -485,28 +216,25 @@ void up(const ConvShape& s, const void* coarse, const void* packed, void* fine, 
   const int64_t first_band = s.padding[0] / s.stride[0],
                 bands = ceil_div(s.padding[0] + s.fine.height, s.stride[0]) - first_band,
                 parts = ceil_div(s.kernel[0], s.stride[0]);
-  const Runs runs(s);
+  const Runs runs(s, 1);
   BlockMoments* moments = epilogue.moments;
   const Blocks blocks(s.batch * bands, moments ? moments->groups : 1, ceil_div(kBlockPixels, s.coarse.width), 1);
   if (moments) moments->resize(blocks.count, channels);
-  const Affine affine(epilogue, channels, s.fine.width);
 
   at::parallel_for(0, blocks.count, 1, [&](int64_t first, int64_t last) {
     [[maybe_unused]] const TileUnit unit;
     Columns<P> columns(s, coarse, packed);
     Line line(s);
     std::vector<const float*> rows(parts), terms;
-    std::vector<float> mean, m2;
-    if (moments) mean.resize(row_values), m2.resize(row_values);
+    Finish<T> finish(epilogue, 0, row_values, channels);
+    std::vector<float> mean(row_values), m2(row_values);
     for (int64_t b = first; b < last; ++b) {
-      int64_t seen = 0;
       for (int64_t i = blocks.begin(b); i < blocks.end(b); ++i) {
         const int64_t image = i / bands, band = first_band + i % bands;
         for (int64_t j = 0; j < parts; ++j) {
           const bool inside = band >= j && band - j < s.coarse.height;
           rows[j] = inside ? columns.row(image * s.coarse.height + band - j) : nullptr;
         }
-        columns.ahead(image * s.coarse.height + band);
         for (int64_t k = 0; k < s.stride[0]; ++k) {
           const int64_t y = band * s.stride[0] + k - s.padding[0];
           if (y < 0 || y >= s.fine.height) continue;
@@ -514,17 +242,19 @@ void up(const ConvShape& s, const void* coarse, const void* packed, void* fine, 
           for (int64_t j = 0; j < parts; ++j) {
             const int64_t of_kernel = j * s.stride[0] + k;
             if (!rows[j] || of_kernel >= s.kernel[0]) continue;
-            terms.push_back(rows[j] + runs.panel(of_kernel) * columns.panel_floats() + runs.column(of_kernel));
+            const int64_t column = runs.column(of_kernel);
+            terms.push_back(rows[j] + column / kPanel * columns.panel_floats() + column % kPanel);
           }
-          const Sums sums{line(terms), 1, row_values, 0, 0};
-          finish<false>(epilogue, affine, sums, static_cast<T*>(fine) + (image * s.fine.height + y) * row_values, 0);
-          if (moments) gather(sums, seen++, mean.data(), m2.data());
+          T* to = static_cast<T*>(fine) + (image * s.fine.height + y) * row_values;
+          finish({line(terms), 1, row_values, 0, 0}, [&](int64_t) { return to; });
         }
       }
       if (!moments) continue;
+      const int64_t rows_seen = finish.statistics(mean.data(), m2.data());
+      finish.reset();
       moments->group[b] = blocks.group(b);
-      moments->count[b] = seen * s.fine.width;
-      fold(mean, m2, s.fine.width, channels, seen, moments->mean.data() + b * channels, moments->m2.data() + b * channels);
+      moments->count[b] = rows_seen * s.fine.width;
+      fold(mean, m2, s.fine.width, channels, rows_seen, moments->mean.data() + b * channels, moments->m2.data() + b * channels);
     }
   });
 }
@@ -543,7 +273,7 @@ struct WeightOrder {
 };
 
 int64_t columns_of(const ConvShape& s, Direction d) {
-  return d == Direction::down ? s.coarse.channels : Runs(s).columns(s.kernel[0]);
+  return d == Direction::down ? s.coarse.channels : up_columns(s);
 }
 
 template <typename P>
@@ -555,12 +285,12 @@ template <typename P>
 void pack(const ConvShape& s, Direction d, const WeightView& w, void* packed) {
   using T = typename P::Value;
   const WeightOrder order{s, w.strides};
-  const Runs runs(s);
+  const Runs runs(s, 1);
   const bool down = d == Direction::down;
   const int64_t depth = down ? P::depth(depth_of(s)) : s.coarse.channels, columns = columns_of(s, d);
   std::vector<T> matrix(depth * columns, T(0));
   for (int64_t k = 0; k < depth_of(s); ++k) {
-    const int64_t row = k / run_of(s), column = runs.panel(row) * kPanel + runs.column(row) + k % run_of(s);
+    const int64_t column = runs.column(k / run_of(s)) + k % run_of(s);
     for (int64_t o = 0; o < s.coarse.channels; ++o) {
       matrix[down ? k * columns + o : o * columns + column] = static_cast<const T*>(w.data)[order.offset(k, o)];
     }
@@ -573,43 +303,41 @@ void pack(const ConvShape& s, Direction d, const WeightView& w, void* packed) {
 template <typename P>
 void weight_grad(const ConvShape& s, const void* fine, const void* coarse, const MutableWeightView& w) {
   using T = typename P::Value;
-  using E = typename P::Element;
-  constexpr int64_t kSlices = 32, kChunk = 128;
-  const int64_t depth = P::depth(depth_of(s)), channels = s.coarse.channels, pixels = coarse_pixels(s);
-  const int64_t slice = std::max(kChunk, round_up(ceil_div(pixels, kSlices), kChunk)), slices = ceil_div(pixels, slice);
-  const int64_t panel_floats = round_up(depth, kBlock) * kPanel, slice_floats = ceil_div(channels, kPanel) * panel_floats;
-  float* partials = scratch<float>(kPartials, slices * slice_floats);
+  using Gradient = decltype(gradient_of(P()));
+  constexpr int64_t kSlices = 32;
+  const Gradient gradient(s);
+  const int64_t pixels = coarse_pixels(s), slice = round_up(ceil_div(pixels, kSlices), Gradient::kChunk),
+                slices = pixels > 0 ? ceil_div(pixels, slice) : 0;
+  float* partials = scratch<float>(kPartials, slices * gradient.floats);
 
   at::parallel_for(0, slices, 1, [&](int64_t first, int64_t last) {
     [[maybe_unused]] const TileUnit unit;
-    FineRows<T, E> rows(s, fine);
-    E* left = scratch<E>(kLeft, kChunk * depth);
-    std::fill_n(left, kChunk * depth, E(0));
+    FineRows<T, typename P::Element> rows(s, fine);
     for (int64_t i = first; i < last; ++i) {
       const int64_t begin = i * slice, end = std::min(begin + slice, pixels);
-      for (int64_t at = begin; at < end; at += kChunk) {
-        const int64_t n = std::min(kChunk, end - at);
-        im2col(s, rows, at, at + n, depth, left);
-        P::multiply_transposed(left, static_cast<const T*>(coarse) + at * channels, n, depth, channels,
-                               partials + i * slice_floats, panel_floats, at > begin);
+      for (int64_t at = begin; at < end; at += Gradient::kChunk) {
+        gradient.add(rows, static_cast<const T*>(coarse), at, std::min(at + Gradient::kChunk, end),
+                     partials + i * gradient.floats, at == begin);
       }
     }
   });
 
-  const WeightOrder order{s, w.strides};
-  at::parallel_for(0, depth_of(s), 8, [&](int64_t first, int64_t last) {
-    std::vector<float> sums(channels);
-    for (int64_t k = first; k < last; ++k) {
-      std::fill(sums.begin(), sums.end(), 0.0f);
-      for (int64_t i = 0; i < slices; ++i) {
-        for (int64_t c = 0; c < channels; c += kPanel) {
-          const float* from = partials + i * slice_floats + c / kPanel * panel_floats + k * kPanel;
-          for (int64_t o = 0; o < std::min(kPanel, channels - c); ++o) sums[c + o] += from[o];
-        }
+  constexpr int64_t kBlockFloats = 512;
+  at::parallel_for(0, ceil_div(gradient.floats, kBlockFloats), 4, [&](int64_t first, int64_t last) {
+    for (int64_t b = first * kBlockFloats; b < std::min(last * kBlockFloats, gradient.floats); b += kBlockFloats) {
+      const int64_t n = std::min(kBlockFloats, gradient.floats - b);
+      for (int64_t i = 1; i < slices; ++i) {
+        for (int64_t j = b; j < b + n; ++j) partials[j] += partials[i * gradient.floats + j];
       }
-      for (int64_t o = 0; o < channels; ++o) static_cast<T*>(w.data)[order.offset(k, o)] = static_cast<T>(sums[o]);
     }
   });
+  const WeightOrder order{s, w.strides};
+  for (int64_t k = 0; k < depth_of(s); ++k) {
+    T* to = static_cast<T*>(w.data) + order.offset(k, 0);
+    for (int64_t o = 0; o < s.coarse.channels; ++o) {
+      to[o * w.strides[0]] = static_cast<T>(slices > 0 ? partials[gradient.at(k, o)] : 0.0f);
+    }
+  }
 }
 
 // ---------------------------------------------------------------- by dtype
@@ -634,7 +362,13 @@ auto dispatch(const ConvShape& s, F&& f) {
 }  // namespace
 
 extern const ConvEngine thin_engine = {
+#ifdef __AVX512BF16__
+    "thin (tiles)",
+#else
     "thin",
+#endif
+    thin_serves,
+    thin_seconds,
     [](const ConvShape& s, Direction d) { return dispatch(s, [&](auto p) { return packed_bytes<decltype(p)>(s, d); }); },
     [](const ConvShape& s, Direction d, const WeightView& w, void* packed) {
       dispatch(s, [&](auto p) { pack<decltype(p)>(s, d, w, packed); });

@@ -1,9 +1,7 @@
 // How the `thin` engine multiplies on one thread: floats by FMA (gemm.h), or 16-bit values by the tile or pair
 // instructions, in the layout of tiles.h.
 //
-// Both know two products. `multiply`: rows of a map times packed weights. `multiply_transposed`: what the rows of two maps
-// have in common, summed over the rows. Sums lie in panels of 64 columns: row i of panel p is at sums + p * panel_floats +
-// 64 * i.
+// Sums lie in panels of 64 columns: row i of panel p is at sums + p * panel_floats + 64 * i.
 #pragma once
 
 #include <algorithm>
@@ -13,15 +11,13 @@
 #endif
 
 #include "gemm.h"
+#include "integers.h"
 #include "tiles.h"
 #include "workspace.h"
 
 namespace dcgan_fast::cpu::CPU_CAPABILITY {
 
 constexpr int64_t kPanel = kGemmPanel;
-
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
 // The workspaces of a thread, by what they hold.
 enum Slot : int { kFineRows, kLeft, kSums, kLine, kLeftOperand, kRightOperand, kPartials };
@@ -31,10 +27,8 @@ T* scratch(Slot slot, int64_t count) {
   return static_cast<T*>(workspace(count * sizeof(T), slot));
 }
 
-// Asks for memory that is read soon. The machine's own prefetcher looks a few lines ahead only, and has nothing to go by
-// while products are taken.
-VEC_INLINE void fetch(const void* from, int64_t bytes) {
-  for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(static_cast<const char*>(from) + b, 0, 2);
+inline void fetch(const Ahead& ahead) {
+  for (int64_t b = 0; b < ahead.bytes; b += 64) __builtin_prefetch(static_cast<const char*>(ahead.at) + b, 0, 2);
 }
 
 // ---------------------------------------------------------------- floats
@@ -70,26 +64,18 @@ struct Floats {
   // sums[i, j] = sum over k of left[i, k] * packed[k, j]
   template <typename U>
   static void multiply(const U* left, int64_t rows, int64_t depth, const void* packed, int64_t columns, float* sums,
-                       int64_t panel_floats) {
+                       int64_t panel_floats, Ahead ahead = {}) {
     const float* a = as_floats(left, rows * depth);
     const auto* b = static_cast<const float*>(packed);
     for (int64_t j = 0; j < columns; j += kPanel, sums += panel_floats) {
       const int64_t width = round_up(std::min(kPanel, columns - j), kGemmWidth);
-      gemm({rows, width, depth, a, depth, 1, b, sums, false});
+      gemm({rows, width, depth, a, depth, 1, b, sums, false, ahead});
       b += depth * width;
+      ahead = {};
     }
   }
 
-  // sums[k, j] (+)= sum over i of left[i, k] * right[i, j]
-  static void multiply_transposed(const float* left, const T* right, int64_t rows, int64_t depth, int64_t columns,
-                                  float* sums, int64_t panel_floats, bool add) {
-    for (int64_t j = 0; j < columns; j += kPanel, sums += panel_floats) {
-      const int64_t n = std::min(kPanel, columns - j), width = round_up(n, kGemmWidth);
-      gemm({depth, width, rows, left, 1, depth, panel(right, rows, columns, j, n, width), sums, add});
-    }
-  }
-
- private:
+  // A map's values as floats, in place where they are.
   static const float* as_floats(const float* values, int64_t) { return values; }
   template <typename U>
   static const float* as_floats(const U* values, int64_t n) {
@@ -98,19 +84,20 @@ struct Floats {
     return to;
   }
 
-  // Columns [j, j + n) of right in rows of `width` floats: a copy, unless that is how they lie.
-  static const float* panel(const T* right, int64_t rows, int64_t columns, int64_t j, int64_t n, int64_t width) {
+  // Columns [j, j + n) of a matrix, `width` floats a row: a copy, unless that is how they lie.
+  static const float* panel(const T* matrix, int64_t rows, int64_t columns, int64_t j, int64_t n, int64_t width) {
     if constexpr (std::is_same_v<T, float>) {
-      if (width == columns) return right;
+      if (width == columns) return matrix;
     }
     float* to = scratch<float>(kRightOperand, rows * width);
     for (int64_t i = 0; i < rows; ++i) {
-      widen(right + i * columns + j, n, to + i * width);
-      std::fill(to + i * width + n, to + (i + 1) * width, 0.0f);
+      widen(matrix + i * columns + j, n, to + i * width);
+      std::fill_n(to + i * width + n, width - n, 0.0f);
     }
     return to;
   }
 
+ private:
   template <typename U>
   static void widen(const U* from, int64_t n, float* to) {
     int64_t i = 0;
@@ -136,9 +123,6 @@ struct TileProduct {
 
 #ifdef __AMX_BF16__
 
-// tdpfp16ps, for which GCC has an intrinsic from 13 on only: tdpbf16ps with another prefix.
-#define TDPFP16PS(vex, modrm) asm volatile(".byte 0xc4, 0xe2, " #vex ", 0x5c, " #modrm)
-
 template <typename T>
 inline void multiply_tiles(const TileProduct& p) {
   constexpr int64_t kBytes = kPanel * sizeof(float);
@@ -160,25 +144,13 @@ inline void multiply_tiles(const TileProduct& p) {
     _tile_loadd(4, a, p.a_row);
     _tile_loadd(7, b + kTileBytes, 64);
     _tile_loadd(5, a + kTileRows * p.a_row, p.a_row);
-    if constexpr (std::is_same_v<T, c10::BFloat16>) {
-      _tile_dpbf16ps(0, 4, 6);
-      _tile_dpbf16ps(1, 4, 7);
-      _tile_dpbf16ps(2, 5, 6);
-      _tile_dpbf16ps(3, 5, 7);
-    } else {
-      TDPFP16PS(0x4b, 0xc4);  // (0, 4, 6)
-      TDPFP16PS(0x43, 0xcc);  // (1, 4, 7)
-      TDPFP16PS(0x4b, 0xd5);  // (2, 5, 6)
-      TDPFP16PS(0x43, 0xdd);  // (3, 5, 7)
-    }
+    multiply_parts<T>();
   }
   _tile_stored(0, p.c, kBytes);
   _tile_stored(1, p.c + 16, kBytes);
   _tile_stored(2, lower, kBytes);
   _tile_stored(3, lower + 16, kBytes);
 }
-
-#undef TDPFP16PS
 
 inline bool half_tiles() {
   static const bool known = [] {
@@ -246,8 +218,9 @@ struct Tiles {
     }
   }
 
+  // As that of Floats.
   static void multiply(const T* left, int64_t rows, int64_t depth, const void* packed, int64_t columns, float* sums,
-                       int64_t panel_floats) {
+                       int64_t panel_floats, Ahead ahead = {}) {
     const int64_t steps = ceil_div(depth, kBlock);
     for (int64_t i = 0; i < rows; i += kBlock, left += kBlock * depth) {
       // in place, but for what would reach past the end of rows
@@ -258,31 +231,7 @@ struct Tiles {
                            sums + j / kPanel * panel_floats + j % kPanel + i * kPanel, false});
       }
     }
-  }
-
-  static void multiply_transposed(const T* left, const T* right, int64_t rows, int64_t depth, int64_t columns,
-                                  float* sums, int64_t panel_floats, bool add) {
-    const int64_t steps = ceil_div(rows, kBlock), bytes = steps * kPlaneBytes;
-    char* a = scratch<char>(kLeftOperand, ceil_div(depth, kBlock) * bytes);
-    char* b = scratch<char>(kRightOperand, ceil_div(columns, kBlock) * bytes);
-    for (int64_t step = 0; step < steps; ++step) {
-      const int64_t i = step * kBlock, n = std::min(kBlock, rows - i);
-      fetch(right + (rows + i) * columns, n * columns * static_cast<int64_t>(sizeof(T)));
-      for (int64_t k = 0; k < depth; k += kBlock) {
-        const Bits* of_step[kBlock] = {};
-        for (int64_t r = 0; r < n; ++r) of_step[r] = bits(left + (i + r) * depth + k);
-        pack_transposed<Bits, false>(of_step, depth - k, a + k / kBlock * bytes + step * kPlaneBytes);
-      }
-      for (int64_t j = 0; j < columns; j += kBlock) {
-        pack_rows(right + i * columns + j, n, columns, columns - j, b + j / kBlock * bytes + step * kPlaneBytes);
-      }
-    }
-    for (int64_t j = 0; j < columns; j += kBlock, b += bytes) {
-      for (int64_t k = 0; k < depth; k += kBlock) {
-        multiply_tiles<T>({a + k / kBlock * bytes, 64, kPlaneBytes, b, steps,
-                           sums + j / kPanel * panel_floats + j % kPanel + k * kPanel, add});
-      }
-    }
+    fetch(ahead);  // the products are still under way
   }
 
  private:
@@ -294,7 +243,7 @@ struct Tiles {
     for (int64_t pair = 0; pair < kTileRows; ++pair) {
       const T* even = from + 2 * pair * stride;
       pack_pair(2 * pair < rows ? bits(even) : nullptr, 2 * pair + 1 < rows ? bits(even + stride) : nullptr, columns,
-                operand, pair);
+                1, operand, pair);
     }
   }
 

@@ -6,300 +6,69 @@
 // packed once, and a kernel of any size, stride and padding is a list of pairs (pixel of the window, tap).
 #include "tile_conv.h"
 
-#include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
 
 #include <algorithm>
 #include <vector>
 
+#include "epilogue.h"
 #include "tile_blocking.h"
-#include "tiles.h"
+#include "tile_patches.h"
 #include "workspace.h"
 
 namespace dcgan_fast::cpu::CPU_CAPABILITY {
 namespace {
 
-int64_t ceil_div(int64_t a, int64_t b) { return a >= 0 ? (a + b - 1) / b : -(-a / b); }
-int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
-
-// ---------------------------------------------------------------- geometry
-
-struct Tap {
-  int64_t window;  // offset in the window
-  int64_t k;       // offset in the kernel
-};
-
-// Patches along one axis: output pixels [b * out, (b + 1) * out) of patch b read input pixels b * in_step + in_origin and on.
-struct Axis {
-  int64_t in_size, out_size;  // of the grids
-  int64_t out;                // output pixels of a patch
-  int64_t patches;
-  int64_t window;  // input pixels of a patch
-  int64_t in_step, in_origin;
-  std::vector<std::vector<Tap>> taps;  // [out]
-
-  // A single patch knows where the padding is, and leaves it out.
-  void keep(int64_t o, Tap tap) {
-    const int64_t at = in_origin + tap.window;
-    if (patches == 1 && (at < 0 || at >= in_size)) return;
-    taps[o].push_back(tap);
-  }
-};
-
-// `patch` coarse pixels from the fine ones.
-Axis down_axis(int64_t fine, int64_t coarse, int64_t kernel, int64_t stride, int64_t padding, int64_t patch) {
-  Axis a{fine, coarse, patch, ceil_div(coarse, patch), (patch - 1) * stride + kernel, patch * stride, -padding, {}};
-  a.taps.resize(a.out);
-  for (int64_t o = 0; o < a.out; ++o) {
-    for (int64_t k = 0; k < kernel; ++k) a.keep(o, {o * stride + k, k});
-  }
-  return a;
-}
-
-// `patch * stride` fine pixels from the coarse ones.
-Axis up_axis(int64_t fine, int64_t coarse, int64_t kernel, int64_t stride, int64_t padding, int64_t patch) {
-  const int64_t out = patch * stride;
-  const int64_t first = ceil_div(padding - kernel + 1, stride), last = (out - 1 + padding) / stride;
-  Axis a{coarse, fine, out, ceil_div(fine, out), last - first + 1, patch, first, {}};
-  a.taps.resize(out);
-  for (int64_t o = 0; o < out; ++o) {
-    for (int64_t k = (o + padding) % stride; k < kernel; k += stride) a.keep(o, {(o + padding - k) / stride - first, k});
-  }
-  return a;
-}
-
-struct Patches {
-  Axis y, x;
-  int64_t batch;
-
-  int64_t per_image() const { return y.patches * x.patches; }
-  int64_t count() const { return batch * per_image(); }
-  int64_t window() const { return y.window * x.window; }
-  int64_t out() const { return y.out * x.out; }
-  int64_t taps() const {  // of all output pixels of a patch
-    int64_t ny = 0, nx = 0;
-    for (const auto& t : y.taps) ny += static_cast<int64_t>(t.size());
-    for (const auto& t : x.taps) nx += static_cast<int64_t>(t.size());
-    return ny * nx;
-  }
-};
-
-// 32 patches, the rows of a product; the last block may have fewer.
-struct PatchBlock {
-  struct Place {
-    int64_t image, y, x;  // patch (y, x) of an image
-  };
-  const Patches& patches;
-  int64_t count;
-  Place places[kBlock];
-
-  PatchBlock(const Patches& p, int64_t begin, int64_t end) : patches(p), count(std::min(kBlock, end - begin)) {
-    const int64_t per_image = p.per_image();
-    for (int64_t r = 0; r < count; ++r) {
-      const int64_t in_image = (begin + r) % per_image;
-      places[r] = {(begin + r) / per_image, in_image / p.x.patches, in_image % p.x.patches};
-    }
-  }
-  // Input pixel (wy, wx) of the window of patch r, null in the padding.
-  template <typename T>
-  const T* in_pixel(const T* map, int64_t channels, int64_t r, int64_t wy, int64_t wx) const {
-    const Axis &y = patches.y, &x = patches.x;
-    return pixel(map, channels, r, places[r].y * y.in_step + y.in_origin + wy, y.in_size,
-                 places[r].x * x.in_step + x.in_origin + wx, x.in_size);
-  }
-  // Output pixel (oy, ox) of patch r, null beyond the map.
-  template <typename T>
-  T* out_pixel(T* map, int64_t channels, int64_t r, int64_t oy, int64_t ox) const {
-    const Axis &y = patches.y, &x = patches.x;
-    return pixel(map, channels, r, places[r].y * y.out + oy, y.out_size, places[r].x * x.out + ox, x.out_size);
-  }
-
- private:
-  template <typename T>
-  T* pixel(T* map, int64_t channels, int64_t r, int64_t y, int64_t height, int64_t x, int64_t width) const {
-    if (y < 0 || y >= height || x < 0 || x >= width) return nullptr;
-    return map + ((places[r].image * height + y) * width + x) * channels;
-  }
-};
-
-// ---------------------------------------------------------------- packing windows
-
-// A operands of the windows of a block: [chunk / 32][pixel of the window], rows are patches. Row by row of the windows:
-// long enough runs of pixels for the prefetcher, few enough operands written at a time to stay in L1.
-template <typename T>
-void pack_windows(const PatchBlock& block, const T* in, int64_t channels, int64_t c0, int64_t chunk, char* packed) {
-  const Axis &y = block.patches.y, &x = block.patches.x;
-  const int64_t slice_bytes = block.patches.window() * kOperandBytes<T>;
-  for (int64_t wy = 0; wy < y.window; ++wy) {
-    for (int64_t r = 0; r < kBlock; ++r) {
-      char* pixel = packed + wy * x.window * kOperandBytes<T>;
-      for (int64_t wx = 0; wx < x.window; ++wx, pixel += kOperandBytes<T>) {
-        const T* from = r < block.count ? block.in_pixel(in, channels, r, wy, wx) : nullptr;
-        char* operand = pixel;
-        for (int64_t c = c0; c < c0 + chunk; c += kBlock, operand += slice_bytes) {
-          if (from && c < channels) {
-            pack_row(from + c, channels - c, operand, r);
-          } else {
-            zero_row(kParts<T>, operand, r);
-          }
-        }
-      }
-    }
-  }
-}
-
-// B operands of the same, patches being k.
-template <typename T>
-void pack_windows_as_b(const PatchBlock& block, const T* in, int64_t channels, int64_t c0, int64_t chunk, char* packed) {
-  const Axis &y = block.patches.y, &x = block.patches.x;
-  const int64_t slice_bytes = block.patches.window() * kOperandBytes<T>;
-  for (int64_t wy = 0; wy < y.window; ++wy) {
-    for (int64_t pair = 0; pair < kTileRows; ++pair) {
-      char* pixel = packed + wy * x.window * kOperandBytes<T>;
-      for (int64_t wx = 0; wx < x.window; ++wx, pixel += kOperandBytes<T>) {
-        const int64_t r = 2 * pair;
-        const T* even = r < block.count ? block.in_pixel(in, channels, r, wy, wx) : nullptr;
-        const T* odd = r + 1 < block.count ? block.in_pixel(in, channels, r + 1, wy, wx) : nullptr;
-        for (int64_t c = 0; c < chunk; c += kBlock) {
-          pack_pair(even ? even + c0 + c : nullptr, odd ? odd + c0 + c : nullptr, channels - c0 - c,
-                    pixel + c / kBlock * slice_bytes, pair);
-        }
-      }
-    }
-  }
-}
-
-// A operands of the output pixels of a block, transposed: [chunk / 32][pixel], rows are channels, patches are k.
-template <typename T>
-void pack_pixels_transposed(const PatchBlock& block, const T* out, int64_t channels, int64_t c0, int64_t chunk, char* packed) {
-  const int64_t width = block.patches.x.out, pixels = block.patches.out();
-  for (int64_t i = 0; i < pixels; ++i) {
-    const T* rows[kBlock] = {};
-    for (int64_t r = 0; r < block.count; ++r) {
-      rows[r] = block.out_pixel(out, channels, r, i / width, i % width);
-      if (!rows[r]) continue;
-      rows[r] += c0;
-#if defined(__AVX512BF16__)
-      const char* next = reinterpret_cast<const char*>(rows[r] + channels);
-      for (int64_t line = 0; line < chunk * static_cast<int64_t>(sizeof(T)); line += 64) _mm_prefetch(next + line, _MM_HINT_T0);
-#endif
-    }
-    for (int64_t c = 0; c < chunk; c += kBlock) {
-      pack_transposed<T, false>(rows, channels - c0 - c, packed + (c / kBlock * pixels + i) * kOperandBytes<T>);
-      for (auto& row : rows) row += row ? kBlock : 0;
-    }
-  }
-}
-
-// ---------------------------------------------------------------- epilogue
-
-VEC_INLINE Vec<float> apply(Activation activation, const Vec<float>& z, const Vec<float>& slope) {
-  switch (activation) {
-    case Activation::relu: return clamp_negative(z);
-    case Activation::leaky_relu: return where_positive(z, z, z * slope);
-    case Activation::tanh: return tanh(z);
-    case Activation::sigmoid: return sigmoid(z);
-    default: return z;
-  }
-}
-
-// One output pixel of up to 32 patches leaves the cache.
-template <typename T>
-class Finish {
- public:
-  Finish(const Epilogue& epilogue, int64_t c0, int64_t channels, float* mean, float* m2)
-      : epilogue_(epilogue), c0_(c0), channels_(channels), mean_(mean), m2_(m2) {}
-
-  // Sums of row r at sums + r * stride; goes to rows[r], null for none. Rounded sums are written back for the statistics.
-  void operator()(float* sums, int64_t stride, T* const* rows) {
-    const Vec<float> slope(epilogue_.negative_slope);
-    const float* of_row[kBlock];
-    int64_t n = 0;
-    for (int64_t r = 0; r < kBlock; ++r) {
-      if (!rows[r]) continue;
-      float* row = sums + r * stride;
-      of_row[n++] = row;
-      each([&](int64_t c, auto count) {
-        Vec<float> z = load_acc<float>(row + c);
-        if (epilogue_.scale) z = z * load_acc<float>(epilogue_.scale + c0_ + c, count);
-        if (epilogue_.bias) z = z + load_acc<float>(epilogue_.bias + c0_ + c, count);
-        z = apply(epilogue_.activation, z, slope);
-        store_wide(rows[r] + c, z, count);
-        if (mean_) store_acc<float>(row + c, rounded(z));
-      });
-    }
-    if (mean_ && n > 0) gather(of_row, n);
-  }
-  int64_t count() const { return count_; }
-
- private:
-  template <typename F>
-  void each(F&& f) const {
-    int64_t c = 0;
-    for (; c + lanes<float> <= channels_; c += lanes<float>) f(c, All{});
-    if (c < channels_) f(c, First{static_cast<int>(channels_ - c)});
-  }
-  template <typename Count>
-  static void store_wide(T* p, const Vec<float>& z, Count count) {
-    if constexpr (std::is_same_v<T, float>) {
-      store_acc<float>(p, z, count);
-    } else {
-      store_vec<T>(p, Vec<T>{z.lo, z.hi}, count);
-    }
-  }
-  static Vec<float> rounded(const Vec<float>& z) {
-    if constexpr (std::is_same_v<T, float>) return z;
-    alignas(64) T narrow[lanes<T>];
-    store_wide(narrow, z, All{});
-    const Vec<T> back = load_vec(narrow);
-    return {back.lo, back.hi};
-  }
-
-  // Two passes over rows in L1, then Chan's rule: as good as two passes over the whole block.
-  void gather(const float* const* rows, int64_t n) {
-    const float total = static_cast<float>(count_ + n);
-    const Vec<float> inverse(1.0f / static_cast<float>(n)), share(static_cast<float>(n) / total),
-        weight(static_cast<float>(count_) * static_cast<float>(n) / total);
-    each([&](int64_t c, auto count) {
-      Vec<float> sum(0.0f), m2(0.0f);
-      for (int64_t i = 0; i < n; ++i) sum = sum + load_acc<float>(rows[i] + c);
-      const Vec<float> mean = sum * inverse;
-      for (int64_t i = 0; i < n; ++i) {
-        const Vec<float> d = load_acc<float>(rows[i] + c) - mean;
-        m2 = fmadd(d, d, m2);
-      }
-      if (count_ > 0) {
-        const Vec<float> old = load_acc<float>(mean_ + c, count), delta = mean - old;
-        store_acc<float>(mean_ + c, fmadd(delta, share, old), count);
-        store_acc<float>(m2_ + c, load_acc<float>(m2_ + c, count) + fmadd(delta * delta, weight, m2), count);
-      } else {
-        store_acc<float>(mean_ + c, mean, count);
-        store_acc<float>(m2_ + c, m2, count);
-      }
-    });
-    count_ += n;
-  }
-
-  const Epilogue& epilogue_;
-  const int64_t c0_, channels_;
-  float *const mean_, *const m2_;
-  int64_t count_ = 0;
-};
-
 // ---------------------------------------------------------------- down and up
+
+// Packed weights: [output channels / 32][phase][input channels / 32][taps of the phase] B operands, after a header with the
+// factor that undoes their scale. A phase is the taps that one output pixel sums over (down: all of them), so that what it
+// needs lies in one piece: from beyond L2 the machine's prefetcher brings long runs only.
+constexpr int64_t kHeaderBytes = 64;
+
+class TapOrder {
+ public:
+  struct Place {
+    int64_t before, count, index;  // taps of the phases before its own and of its own, and its place among these
+  };
+
+  TapOrder(const ConvShape& s, Direction direction) : width_(s.kernel[1]), places_(s.kernel[0] * s.kernel[1]) {
+    const bool up = direction == Direction::up;
+    const int64_t phases[] = {up ? s.stride[0] : 1, up ? s.stride[1] : 1};
+    int64_t before = 0;
+    for (int64_t phase = 0; phase < phases[0] * phases[1]; ++phase) {
+      std::vector<int64_t> taps;
+      for (int64_t ky = phase / phases[1]; ky < s.kernel[0]; ky += phases[0]) {
+        for (int64_t kx = phase % phases[1]; kx < width_; kx += phases[1]) taps.push_back(ky * width_ + kx);
+      }
+      const auto count = static_cast<int64_t>(taps.size());
+      for (int64_t i = 0; i < count; ++i) places_[taps[i]] = {before, count, i};
+      before += count;
+    }
+  }
+  const Place& operator()(int64_t ky, int64_t kx) const { return places_[ky * width_ + kx]; }
+  int64_t taps() const { return static_cast<int64_t>(places_.size()); }
+
+ private:
+  int64_t width_;
+  std::vector<Place> places_;
+};
 
 // The operands that each output pixel of a patch sums over.
 struct PixelSteps {
   std::vector<int32_t> a, b;
-  std::vector<int64_t> begin;  // [pixels + 1]
+  std::vector<int64_t> begin;           // [pixels + 1]
+  std::vector<TapOrder::Place> phase;   // [pixels], of one of its taps
 
-  PixelSteps(const Patches& p, int64_t kernel_w, int64_t operand_bytes) : begin(1) {
+  PixelSteps(const Patches& p, const WindowLayout& layout, const TapOrder& order, int64_t operand_bytes) : begin(1) {
     for (int64_t oy = 0; oy < p.y.out; ++oy) {
       for (int64_t ox = 0; ox < p.x.out; ++ox) {
+        phase.push_back({});
         for (const Tap& ty : p.y.taps[oy]) {
           for (const Tap& tx : p.x.taps[ox]) {
-            a.push_back(static_cast<int32_t>((ty.window * p.x.window + tx.window) * operand_bytes));
-            b.push_back(static_cast<int32_t>((ty.k * kernel_w + tx.k) * operand_bytes));
+            phase.back() = order(ty.k, tx.k);
+            a.push_back(static_cast<int32_t>(layout.at(ty.window, tx.window)));
+            b.push_back(static_cast<int32_t>(phase.back().index * operand_bytes));
           }
         }
         begin.push_back(static_cast<int64_t>(a.size()));
@@ -308,59 +77,63 @@ struct PixelSteps {
   }
 };
 
-// Packed weights: [output channels / 32][input channels / 32][ky][kx] B operands.
 template <typename T>
-void run(const ConvShape& s, const Patches& patches, const TileBlocking& blocking, int64_t in_channels, int64_t out_channels,
-         const T* in, const char* packed, T* out, const Epilogue& epilogue) {
+void run(const TapOrder& order, const Patches& patches, const TileBlocking& blocking, int64_t in_channels, int64_t out_channels,
+         const T* in, const char* packed_weights, T* out, const Epilogue& epilogue) {
   constexpr int64_t bytes = kOperandBytes<T>;
-  const int64_t taps = s.kernel[0] * s.kernel[1], slices = ceil_div(in_channels, kBlock);
-  const PixelSteps steps(patches, s.kernel[1], bytes);
-  const int64_t pixels = patches.out(), window = patches.window();
+  const int64_t slices = ceil_div(in_channels, kBlock), panel_bytes = slices * order.taps() * bytes;
+  const float weight_factor = *reinterpret_cast<const float*>(packed_weights);
+  const char* const packed = packed_weights + kHeaderBytes;
+  const WindowLayout layout(patches, blocking.in_panel, kParts<T>);
+  const PixelSteps steps(patches, layout, order, bytes);
+  const int64_t pixels = patches.out();
   const int64_t chunks = ceil_div(slices * kBlock, blocking.in_panel), panels = ceil_div(out_channels, blocking.out_panel);
-  const int64_t groups = epilogue.moments ? epilogue.moments->groups : 1;
-  const int64_t per_group = patches.count() / groups, blocks_per_group = ceil_div(per_group, kBlock),
-                blocks = groups * blocks_per_group;
-  if (epilogue.moments) epilogue.moments->resize(blocks, out_channels);
+  BlockMoments* const moments = epilogue.moments;
+  const int64_t groups = moments ? moments->groups : 1, per_group = patches.count() / groups,
+                blocks_per_group = ceil_div(per_group, kBlock), blocks = groups * blocks_per_group;
+  if (moments) moments->resize(blocks, out_channels);
   // between chunks all pixels' sums are kept, else one pixel's at a time
-  const int64_t sums_bytes = (chunks > 1 ? pixels : 1) * kBlock * blocking.out_panel * 4;
-  const int64_t windows_bytes = blocking.in_panel / kBlock * window * bytes;
+  const int64_t pixel_sums = kBlock * blocking.out_panel, sums_bytes = (chunks > 1 ? pixels : 1) * pixel_sums * 4;
 
   at::parallel_for(0, panels * blocks, 1, [&](int64_t first_task, int64_t last_task) {
     const TileUnit unit;
-    char* windows = static_cast<char*>(workspace(windows_bytes + sums_bytes));
-    auto* sums = reinterpret_cast<float*>(windows + windows_bytes);
+    char* windows = static_cast<char*>(workspace(layout.bytes + sums_bytes));
+    auto* sums = reinterpret_cast<float*>(windows + layout.bytes);
     for (int64_t task = first_task; task < last_task; ++task) {
       const int64_t c0 = task / blocks * blocking.out_panel, b = task % blocks, group = b / blocks_per_group;
       const int64_t panel = std::min(blocking.out_panel, out_channels - c0);
-      const int64_t begin = group * per_group + b % blocks_per_group * kBlock;
-      const PatchBlock block(patches, begin, (group + 1) * per_group);
-      BlockMoments* m = epilogue.moments;
-      Finish<T> finish(epilogue, c0, panel, m ? m->mean.data() + b * out_channels + c0 : nullptr,
-                       m ? m->m2.data() + b * out_channels + c0 : nullptr);
+      const PatchBlock block(patches, group * per_group + b % blocks_per_group * kBlock, (group + 1) * per_group);
+      Finish<T> finish(epilogue, c0, panel, out_channels, weight_factor);
+      const float scale = scale_for(largest_of(block, in, in_channels));
       for (int64_t chunk = 0; chunk < chunks; ++chunk) {
         const int64_t k0 = chunk * blocking.in_panel / kBlock, depth = std::min(blocking.in_panel / kBlock, slices - k0);
-        pack_windows(block, in, in_channels, k0 * kBlock, depth * kBlock, windows);
+        pack_windows(block, layout, in, in_channels, k0 * kBlock, depth * kBlock, scale, windows);
         for (int64_t pixel = 0; pixel < pixels; ++pixel) {
-          float* c = sums + (chunks > 1 ? pixel : 0) * kBlock * blocking.out_panel;
-          const int64_t from = steps.begin[pixel], n = steps.begin[pixel + 1] - from;
-          const Steps list{steps.a.data() + from, steps.b.data() + from, n, depth, window * bytes, taps * bytes};
-          for (int64_t j = 0; j < panel; j += kBlock) {
-            const char* weights = packed + ((c0 + j) / kBlock * slices + k0) * taps * bytes;
-            multiply<kParts<T>>(windows, weights, list, c + j, blocking.out_panel, chunk > 0);
-          }
-          if (chunk + 1 < chunks) continue;
+          const bool ends = chunk + 1 == chunks;
           T* rows[kBlock] = {};
-          for (int64_t r = 0; r < block.count; ++r) {
+          for (int64_t r = 0; ends && r < block.count; ++r) {
             T* to = block.out_pixel(out, out_channels, r, pixel / patches.x.out, pixel % patches.x.out);
-            rows[r] = to ? to + c0 : nullptr;
+            if (!to) continue;
+            rows[r] = to + c0;
+            for (int64_t c = 0; c < panel; c += 64 / sizeof(T)) __builtin_prefetch(rows[r] + c, 1);  // to be there when written
           }
-          finish(c, blocking.out_panel, rows);
+          float* c = sums + (chunks > 1 ? pixel : 0) * pixel_sums;
+          const TapOrder::Place& phase = steps.phase[pixel];
+          const int64_t from = steps.begin[pixel], n = steps.begin[pixel + 1] - from;
+          const Steps list{steps.a.data() + from, steps.b.data() + from, n, depth, layout.slice, phase.count * bytes};
+          for (int64_t j = 0; j < panel; j += kBlock) {
+            const char* weights = packed + (c0 + j) / kBlock * panel_bytes + (phase.before * slices + k0 * phase.count) * bytes;
+            multiply<T>(windows, layout.rows, weights, list, c + j, blocking.out_panel, chunk > 0);
+          }
+          if (ends) finish({c, kBlock, panel, blocking.out_panel, 0, 1 / scale}, [&](int64_t r) { return rows[r]; });
         }
       }
-      if (m && c0 == 0) {
-        m->group[b] = group;
-        m->count[b] = finish.count();
-      }
+      if (!moments) continue;
+      const int64_t count =
+          finish.statistics(moments->mean.data() + b * out_channels + c0, moments->m2.data() + b * out_channels + c0);
+      if (c0 > 0) continue;  // one of the block's tasks says it for all
+      moments->group[b] = group;
+      moments->count[b] = count;
     }
   });
 }
@@ -371,7 +144,7 @@ void down(const ConvShape& s, const void* fine, const void* packed, void* coarse
   const Patches patches{
       down_axis(s.fine.height, s.coarse.height, s.kernel[0], s.stride[0], s.padding[0], b.patch[0]),
       down_axis(s.fine.width, s.coarse.width, s.kernel[1], s.stride[1], s.padding[1], b.patch[1]), s.batch};
-  run(s, patches, b, s.fine.channels, s.coarse.channels, static_cast<const T*>(fine), static_cast<const char*>(packed),
+  run(TapOrder(s, Direction::down), patches, b, s.fine.channels, s.coarse.channels, static_cast<const T*>(fine), static_cast<const char*>(packed),
       static_cast<T*>(coarse), epilogue);
 }
 
@@ -381,22 +154,54 @@ void up(const ConvShape& s, const void* coarse, const void* packed, void* fine, 
   const Patches patches{up_axis(s.fine.height, s.coarse.height, s.kernel[0], s.stride[0], s.padding[0], b.patch[0]),
                         up_axis(s.fine.width, s.coarse.width, s.kernel[1], s.stride[1], s.padding[1], b.patch[1]),
                         s.batch};
-  run(s, patches, b, s.coarse.channels, s.fine.channels, static_cast<const T*>(coarse), static_cast<const char*>(packed),
+  run(TapOrder(s, Direction::up), patches, b, s.coarse.channels, s.fine.channels, static_cast<const T*>(coarse), static_cast<const char*>(packed),
       static_cast<T*>(fine), epilogue);
 }
 
 // ---------------------------------------------------------------- weights
 
 int64_t packed_bytes(const ConvShape& s, int parts) {
-  return round_up(s.fine.channels, kBlock) * round_up(s.coarse.channels, kBlock) / (kBlock * kBlock) * s.kernel[0] *
+  return kHeaderBytes + round_up(s.fine.channels, kBlock) * round_up(s.coarse.channels, kBlock) / (kBlock * kBlock) * s.kernel[0] *
          s.kernel[1] * parts * kPlaneBytes;
+}
+
+template <typename T>
+float largest_of_all(const T* values, int64_t count) {
+  if constexpr (kScaled<T>) {
+    constexpr int64_t kGrain = 1 << 16;
+    return at::parallel_reduce(
+        0, count, kGrain, 0.0f,
+        [&](int64_t begin, int64_t end, float so_far) { return largest_of(values + begin, end - begin, so_far); },
+        [](float a, float b) { return a > b || a != a ? a : b; });
+  }
+  return 0;
+}
+
+template <typename T>
+float largest_weight(const ConvShape& s, const WeightView& w) {
+  float largest = 0;
+  if constexpr (kScaled<T>) {
+    const auto* data = static_cast<const T*>(w.data);
+    const int64_t sizes[] = {s.coarse.channels, s.fine.channels, s.kernel[0], s.kernel[1]};
+    int64_t count = 1, last = 0;
+    for (int i = 0; i < 4; ++i) count *= sizes[i], last += (sizes[i] - 1) * w.strides[i];
+    if (last + 1 == count) return largest_of_all(data, count);  // without gaps, in whatever order
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t x = i % sizes[3], y = i / sizes[3] % sizes[2], fine = i / sizes[3] / sizes[2] % sizes[1], coarse = i / sizes[3] / sizes[2] / sizes[1];
+      largest = largest_of(data + coarse * w.strides[0] + fine * w.strides[1] + y * w.strides[2] + x * w.strides[3], 1, largest);
+    }
+  }
+  return largest;
 }
 
 template <typename T>
 void pack(const ConvShape& s, Direction direction, const WeightView& w, void* packed) {
   const bool down = direction == Direction::down;
-  const int64_t taps = s.kernel[0] * s.kernel[1];
-  const int64_t fine = s.fine.channels, coarse = s.coarse.channels;
+  const TapOrder order(s, direction);
+  const int64_t taps = order.taps(), fine = s.fine.channels, coarse = s.coarse.channels;
+  const float scale = scale_for(largest_weight<T>(s, w));
+  *static_cast<float*>(packed) = 1 / scale;
+  char* const operands = static_cast<char*>(packed) + kHeaderBytes;
   const int64_t in_slices = ceil_div(down ? fine : coarse, kBlock), out_slices = ceil_div(down ? coarse : fine, kBlock);
   at::parallel_for(0, out_slices * in_slices * taps, 8, [&](int64_t begin, int64_t end) {
     T gathered[kBlock][kBlock];
@@ -413,11 +218,13 @@ void pack(const ConvShape& s, Direction direction, const WeightView& w, void* pa
         for (int64_t c = 0; c < n; ++c) gathered[r][c] = rows[r][c * w.strides[1]];
         rows[r] = gathered[r];
       }
-      char* operand = static_cast<char*>(packed) + i * kOperandBytes<T>;
+      const TapOrder::Place& place = order(tap / s.kernel[1], tap % s.kernel[1]);
+      const int64_t in_panel = place.before * in_slices + slice % in_slices * place.count + place.index;
+      char* operand = operands + (slice / in_slices * in_slices * taps + in_panel) * kOperandBytes<T>;
       if (down) {
-        pack_transposed<T, true>(rows, n, operand);
+        pack_transposed<T, true>(rows, n, scale, operand);
       } else {
-        for (int64_t k = 0; k < kTileRows; ++k) pack_pair(rows[2 * k], rows[2 * k + 1], n, operand, k);
+        for (int64_t k = 0; k < kTileRows; ++k) pack_pair(rows[2 * k], rows[2 * k + 1], n, scale, operand, k);
       }
     }
   });
@@ -454,6 +261,10 @@ void weight_grad(const ConvShape& s, const void* fine_map, const void* coarse_ma
   const int64_t fine_bytes = fine_panel / kBlock * window * bytes, coarse_bytes = coarse_panel / kBlock * pixels * bytes,
                 sums_bytes = taps * coarse_panel * fine_panel * 4;
   const int64_t blocks = ceil_div(patches.count(), kBlock);
+  // of the whole maps: all blocks' products are summed
+  const float fine_scale = scale_for(largest_of_all(fine, s.batch * s.fine.height * s.fine.width * s.fine.channels)),
+              coarse_scale = scale_for(largest_of_all(coarse, s.batch * s.coarse.height * s.coarse.width * s.coarse.channels)),
+              fine_factor = 1 / fine_scale, coarse_factor = 1 / coarse_scale;
 
   at::parallel_for(0, coarse_panels * fine_panels, 1, [&](int64_t first_task, int64_t last_task) {
     const TileUnit unit;
@@ -466,13 +277,14 @@ void weight_grad(const ConvShape& s, const void* fine_map, const void* coarse_ma
                     fine_n = std::min(fine_panel, s.fine.channels - fine0);
       for (int64_t b = 0; b < blocks; ++b) {
         const PatchBlock block(patches, b * kBlock, patches.count());
-        pack_windows_as_b(block, fine, s.fine.channels, fine0, round_up(fine_n, kBlock), fine_packed);
-        pack_pixels_transposed(block, coarse, s.coarse.channels, coarse0, round_up(coarse_n, kBlock), coarse_packed);
+        pack_windows_as_b(block, fine, s.fine.channels, fine0, round_up(fine_n, kBlock), fine_scale, fine_packed);
+        pack_pixels_transposed(block, coarse, s.coarse.channels, coarse0, round_up(coarse_n, kBlock), coarse_scale,
+                               coarse_packed);
         for (int64_t tap = 0; tap < taps; ++tap) {
           const Steps list{at_coarse[tap].data(), at_fine[tap].data(), static_cast<int64_t>(at_coarse[tap].size()), 1, 0, 0};
           for (int64_t i = 0; i < coarse_n; i += kBlock) {
             for (int64_t j = 0; j < fine_n; j += kBlock) {
-              multiply<kParts<T>>(coarse_packed + i / kBlock * pixels * bytes, fine_packed + j / kBlock * window * bytes, list,
+              multiply<T>(coarse_packed + i / kBlock * pixels * bytes, {}, fine_packed + j / kBlock * window * bytes, list,
                                   sums + (tap * coarse_panel + i) * fine_panel + j, fine_panel, b > 0);
             }
           }
@@ -483,7 +295,7 @@ void weight_grad(const ConvShape& s, const void* fine_map, const void* coarse_ma
           const float* from = sums + (tap * coarse_panel + i) * fine_panel;
           T* to = grad + (coarse0 + i) * w.strides[0] + fine0 * w.strides[1] + tap / s.kernel[1] * w.strides[2] +
                   tap % s.kernel[1] * w.strides[3];
-          for (int64_t j = 0; j < fine_n; ++j) to[j * w.strides[1]] = static_cast<T>(blocks > 0 ? from[j] : 0.0f);
+          for (int64_t j = 0; j < fine_n; ++j) to[j * w.strides[1]] = static_cast<T>(blocks > 0 ? from[j] * fine_factor * coarse_factor : 0.0f);
         }
       }
     }
@@ -508,6 +320,16 @@ void dispatch(const ConvShape& s, F&& f) {
 
 extern const ConvEngine tiles = {
     "tiles (" TEXT(CPU_CAPABILITY) ")",
+#if defined(__AVX512BF16__) && !defined(__AMX_BF16__)
+    [](const ConvShape& s, Direction) { return s.dtype == at::kBFloat16; },  // sums of vdpbf16ps lose digits that parts of floats need
+#else
+    [](const ConvShape&, Direction) { return true; },
+#endif
+    [](const ConvShape& s, Direction d) {
+      double seconds = 0;
+      dispatch(s, [&](auto t) { seconds = tile_blocking(s, d, kParts<decltype(t)>).seconds; });
+      return seconds;
+    },
     [](const ConvShape& s, Direction) {
       int64_t n = 0;
       dispatch(s, [&](auto t) { n = packed_bytes(s, kParts<decltype(t)>); });

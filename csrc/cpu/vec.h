@@ -14,6 +14,8 @@
 #error "compile this file once per CPU capability: -DCPU_CAPABILITY=AVX512 and its -m flags"
 #endif
 
+#include "fast_tanh.h"
+
 #define VEC_INLINE inline __attribute__((always_inline))
 
 namespace dcgan_fast::cpu::CPU_CAPABILITY {
@@ -77,7 +79,11 @@ VEC_INLINE Vec<T> zero_where_not_positive(const Vec<T>& v, const Vec<T>& other) 
 
 template <typename T>
 VEC_INLINE Vec<T> tanh(const Vec<T>& v) {
-  return {v.lo.tanh(), v.hi.tanh()};
+  if constexpr (std::is_same_v<Acc<T>, float>) {
+    return {fast_tanh(v.lo), fast_tanh(v.hi)};
+  } else {
+    return {v.lo.tanh(), v.hi.tanh()};
+  }
 }
 
 template <typename T>
@@ -132,14 +138,32 @@ inline Vec<T> load_vec(const T* p, First first) {
   return load_vec(buffer);
 }
 
+// Rounded to the storage type; not for types that are their own accumulators.
+template <typename T, typename U>
+VEC_INLINE at::vec::Vectorized<T> narrow(const Vec<U>& v) {
+#ifdef __AVX512BF16__
+  if constexpr (std::is_same_v<T, c10::BFloat16>) return reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(v.hi, v.lo));
+#endif
+  return at::vec::convert<T, 1, Acc<T>, 2>(at::vec::VectorizedN<Acc<T>, 2>(v.lo, v.hi));
+}
+
+// The values as they come back from memory of type T.
+template <typename T, typename U>
+VEC_INLINE Vec<U> rounded(const Vec<U>& v) {
+  if constexpr (std::is_same_v<T, Acc<U>>) {
+    return v;
+  } else {
+    const auto wide = at::vec::convert<Acc<U>, 2, T, 1>(at::vec::VectorizedN<T, 1>(narrow<T>(v)));
+    return {wide[0], wide[1]};
+  }
+}
+
 template <typename T>
 VEC_INLINE void store_vec(T* p, const Vec<T>& v, All = {}) {
   if constexpr (std::is_same_v<T, Acc<T>>) {
     store_acc<T>(p, v);
   } else {
-    const at::vec::Vectorized<T> narrow =
-        at::vec::convert<T, 1, Acc<T>, 2>(at::vec::VectorizedN<Acc<T>, 2>(v.lo, v.hi));
-    narrow.store(p);
+    narrow<T>(v).store(p);
   }
 }
 

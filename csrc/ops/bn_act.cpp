@@ -11,12 +11,13 @@
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/leaky_relu.h>
 #include <ATen/ops/relu.h>
-#include <ATen/ops/rsqrt.h>
 #include <ATen/ops/sigmoid.h>
 #include <ATen/ops/tanh.h>
 #include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
 #include <torch/library.h>
+
+#include <cmath>
 
 #include "../checks.h"
 #include "../cpu/bn_act.h"
@@ -136,9 +137,26 @@ std::tuple<Tensor, Tensor> bn_act_run(const BnActOptions& o, const Tensor& input
 }
 
 Folded bn_fold(const BnActOptions& o, const BnTensors& bn) {
-  const Tensor mean = bn.running_mean->to(at::kFloat, /*non_blocking=*/false, /*copy=*/true), var = bn.running_var->to(at::kFloat);
-  const Tensor rstd = at::rsqrt(var + o.eps), scale = bn.weight.to(at::kFloat) * rstd;
-  return {scale, bn.bias.to(at::kFloat) - mean * scale, mean.unsqueeze(0), rstd.unsqueeze(0)};
+  // loops, not ATen's operators: of one image these would take as long as the convolution
+  const auto floats = [](const Tensor& t) { return t.to(at::kFloat).contiguous(); };
+  const Tensor weight = floats(bn.weight), bias = floats(bn.bias), running_mean = floats(*bn.running_mean),
+               running_var = floats(*bn.running_var);
+  const int64_t channels = weight.numel();
+  const auto options = weight.options();
+  const Folded folded{at::empty({channels}, options), at::empty({channels}, options), at::empty({1, channels}, options),
+                      at::empty({1, channels}, options)};
+  const float *w = weight.const_data_ptr<float>(), *b = bias.const_data_ptr<float>(),
+              *mean_in = running_mean.const_data_ptr<float>(), *var = running_var.const_data_ptr<float>();
+  float *scale = folded.scale.mutable_data_ptr<float>(), *shift = folded.shift.mutable_data_ptr<float>(),
+        *mean = folded.mean.mutable_data_ptr<float>(), *rstd = folded.rstd.mutable_data_ptr<float>();
+  const auto eps = static_cast<float>(o.eps);
+  for (int64_t c = 0; c < channels; ++c) {
+    mean[c] = mean_in[c];
+    rstd[c] = 1 / std::sqrt(var[c] + eps);
+    scale[c] = w[c] * rstd[c];
+    shift[c] = b[c] - mean[c] * scale[c];
+  }
+  return folded;
 }
 
 std::tuple<Tensor, Tensor, Tensor> bn_act_run_backward(const BnActOptions& o, const Tensor& grad, const Tensor& input,

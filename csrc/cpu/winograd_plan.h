@@ -1,0 +1,162 @@
+// Polyphase Winograd on the CPU: its geometry, and how its work is cut.
+//
+// A kernel of stride s falls apart into s * s phases (along each axis: the taps k with the same k mod s), each a stride-1
+// correlation with 1 to 3 taps per axis. Output is made in tiles of 2 x 2 pixels by F(2, taps) along each axis: the tile's
+// window of taps + 1 input pixels and the taps are transformed to taps + 1 points, multiplied point by point (which summed
+// over channels is one matrix product per point, over all tiles), and transformed back. 2 taps: 9 products for 16, 3 taps:
+// 16 for 36.
+//
+// up: each phase writes output pixels of its own (`parts`); their windows overlap, and so do the transforms of the windows.
+// down: each phase reads input pixels of its own and all phases add up: one part, whose terms with the same taps are summed
+// before the inverse transform.
+//
+// Toom-Cook with the points 0, 1, (-1,) infinity. With window d, taps g, outputs y and points v, u, m = v * u:
+//   1 tap:  v = d0, d1                           u = g0, g0                                          y = m0, m1
+//   2 taps: v = d0 - d1, d1, d2 - d1             u = g0, g0 + g1, g1                                 y = m0 + m1, m1 + m2
+//   3 taps: v = d0 - d2, d1 + d2, d2 - d1, d3 - d1
+//           u = g0, (g0 + g1 + g2) / 2, (g0 - g1 + g2) / 2, g2        y = m0 + m1 + m2, m1 - m2 + m3
+// The weight gradient is the same with the roles changed, the pixels c of a tile of the coarse map being the taps:
+//   1 tap:  u = c0, c1                           g = m0 + m1
+//   2 taps: u = c0, c0 + c1, c1                  g = m0 + m1, m1 + m2
+//   3 taps: u = c0, c0 + c1, c0 - c1, c1         g = m0 + (m1 + m2) / 2, (m1 - m2) / 2, (m1 + m2) / 2 + m3
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <vector>
+
+#include "conv.h"
+
+namespace dcgan_fast::cpu::winograd {
+
+constexpr int64_t kTile = 2;
+constexpr int kMostPoints = 4;
+constexpr int64_t kGradientChannels = 128;  // coarse and fine channels of a block of the weight's gradient
+
+// The pixels of a tile along one axis: element e of tile t is pixel first + t * kTile * step + e * step. Pixels outside
+// [0, size) are zero where they are read and skipped where they are written.
+struct Window {
+  int64_t first, step, size;
+
+  int64_t pixel(int64_t tile, int64_t element) const { return first + (tile * kTile + element) * step; }
+  bool contains(int64_t pixel) const { return pixel >= 0 && pixel < size; }
+};
+
+// One plane of a transform along one axis: element a + sign * element b.
+struct Combination {
+  int a, b, sign;
+};
+
+// A transform along one axis: of one phase, or of several whose windows overlap, in which planes that are equal or opposite
+// are made once.
+struct Axis {
+  Window window;
+  int elements;
+  std::vector<Combination> planes;
+};
+
+// The planes of a map, those of axis[0] times those of axis[1].
+struct Field {
+  Axis axis[2];
+
+  int64_t planes() const { return static_cast<int64_t>(axis[0].planes.size() * axis[1].planes.size()); }
+};
+
+// A phase along one axis.
+struct Phase {
+  int taps;
+  int64_t kernel_first, kernel_step;     // tap t is element first + t * step of the kernel
+  std::array<int, kMostPoints> plane;    // of the field's axis, for each point
+  std::array<bool, kMostPoints> negate;  // is that plane minus the point?
+};
+
+struct Term {
+  Phase phase[2];
+  int field;
+
+  int points() const { return (phase[0].taps + 1) * (phase[1].taps + 1); }
+  bool same_taps(const Term& other) const {
+    return phase[0].taps == other.phase[0].taps && phase[1].taps == other.phase[1].taps;
+  }
+  // The plane of point (i, j) of its field.
+  int64_t plane(const Field& of, int i, int j) const {
+    return phase[0].plane[i] * static_cast<int64_t>(of.axis[1].planes.size()) + phase[1].plane[j];
+  }
+};
+
+// Transformed windows as products read them: [planes][tiles][depth]. Fields with the same planes lie side by side, so that
+// one product sums over all of them.
+struct Operand {
+  int first_field, last_field;  // [first, last)
+  int64_t planes, depth;        // depth: fields * channels
+};
+
+// Products that are summed before the inverse transform, or some of them.
+struct Run {
+  int part, operand;
+  int term;                   // the first; the others have its taps and planes
+  int terms;
+  bool begins, ends;          // starts from zero; is followed by the inverse transform
+  bool first, last;           // of the part's inverse transforms
+  int64_t packed_before;      // packed floats per output channel of the stage's runs before this one
+};
+
+// What is transformed before its products are taken.
+struct Stage {
+  std::vector<Operand> operands;
+  std::vector<Run> runs;
+  int64_t packed_at;          // floats
+  int64_t packed_per_column;  // floats per output channel
+};
+
+// down and up. Everything but `batch` follows from the shape without its batch: packed weights serve any batch.
+struct Plan {
+  int64_t batch;
+  Grid in, out;
+  int64_t tiles[2];
+  std::vector<Field> fields;
+  std::vector<std::array<Window, 2>> outputs;  // of each part
+  std::vector<Term> terms;
+  std::vector<Stage> stages;
+  int64_t block;    // tiles that are transformed and multiplied together, at most
+  int64_t panels;   // of output channels
+  int64_t columns;  // output channels, padded
+  int64_t packed_floats;
+
+  int64_t panel_width(int64_t panel) const;
+  // Offset of the packed weights of a run, [points][depth][panel_width(panel)].
+  int64_t packed_at(const Stage&, const Run&, int64_t panel) const;
+};
+
+Plan make_plan(const ConvShape&, Direction);
+
+// The weight gradient: for each phase of the kernel its term and the field of the fine map, in make_plan's order of `down`.
+struct GradientPlan {
+  int64_t tiles[2];
+  std::vector<Field> fields;
+  std::vector<Term> terms;
+};
+
+GradientPlan make_gradient_plan(const ConvShape&);
+
+// The field of the coarse map that serves a term of the gradient: `term` says which of its planes each point is.
+struct CoarseField {
+  Field field;
+  Term term;
+};
+
+CoarseField make_coarse_field(const ConvShape&, const Term&);
+
+// What a convolution takes, of all its tiles.
+struct Work {
+  double multiplications;
+  double transformed;  // floats written by transforms of windows and read by those of products
+  double weights;      // packed floats read, or gradients' sums
+};
+
+Work work_of(const ConvShape&, Direction);
+
+// Bytes of L2 that a thread's blocks may fill.
+int64_t cache_bytes();
+
+}  // namespace dcgan_fast::cpu::winograd
