@@ -5,6 +5,7 @@
 
 #include <atomic>
 
+#include "shape_memo.h"
 #include "switches.h"
 #include "thin_conv.h"
 #include "tile_conv.h"
@@ -51,13 +52,7 @@ double aten_seconds(const ConvShape& s, Direction d) {
   return (flops / rate + weights * weight) / at::get_num_threads() + bytes / 8e9 + 20e-6;
 }
 
-std::atomic<const ConvEngine*> forced{nullptr};
-
-}  // namespace
-
-const ConvEngine* choose_engine(const ConvShape& s, Direction d) {
-  if (s.dtype != at::kFloat && s.dtype != at::kBFloat16 && s.dtype != at::kHalf) return nullptr;
-  if (const ConvEngine* only = forced) return only->serves(s, d) ? only : nullptr;
+const ConvEngine* fastest(const ConvShape& s, Direction d) {
   const ConvEngine* best = nullptr;
   double least = aten_seconds(s, d);
   for (const Candidate& c : candidates()) {
@@ -68,6 +63,17 @@ const ConvEngine* choose_engine(const ConvShape& s, Direction d) {
     }
   }
   return best;
+}
+
+std::atomic<const ConvEngine*> forced{nullptr};
+
+}  // namespace
+
+const ConvEngine* choose_engine(const ConvShape& s, Direction d) {
+  if (s.dtype != at::kFloat && s.dtype != at::kBFloat16 && s.dtype != at::kHalf) return nullptr;
+  if (const ConvEngine* only = forced) return only->serves(s, d) ? only : nullptr;
+  static ShapeMemo<const ConvEngine*> memo;
+  return memo(s, d, switches().winograd + 2 * switches().amx, [&] { return fastest(s, d); });
 }
 
 const char* engine_name(const ConvShape& s, Direction d) {

@@ -3,13 +3,11 @@
 #include <ATen/Parallel.h>
 
 #include <algorithm>
-#include <array>
 #include <limits>
-#include <map>
-#include <mutex>
 #include <vector>
 
 #include "integers.h"
+#include "shape_memo.h"
 
 namespace dcgan_fast::cpu {
 namespace {
@@ -140,16 +138,8 @@ TileBlocking search(const ConvShape& s, Direction d, int parts) {
 }  // namespace
 
 TileBlocking tile_blocking(const ConvShape& s, Direction d, int parts) {
-  using Key = std::array<int64_t, 16>;
-  static std::mutex mutex;
-  static std::map<Key, TileBlocking> known;
-  const Key key{s.batch, s.fine.height, s.fine.width, s.fine.channels, s.coarse.height, s.coarse.width, s.coarse.channels,
-                s.kernel[0], s.kernel[1], s.stride[0], s.stride[1], s.padding[0], s.padding[1], static_cast<int64_t>(d), parts,
-                at::get_num_threads()};
-  const std::lock_guard lock(mutex);
-  if (const auto found = known.find(key); found != known.end()) return found->second;
-  if (known.size() > 4096) known.clear();  // somebody walks through shapes: stay small
-  return known[key] = search(s, d, parts);
+  static ShapeMemo<TileBlocking> memo;
+  return memo(s, d, parts, [&] { return search(s, d, parts); });
 }
 
 }  // namespace dcgan_fast::cpu

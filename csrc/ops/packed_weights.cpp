@@ -57,7 +57,7 @@ Key key_of(const at::Tensor& weight, const cpu::ConvShape& s, cpu::Direction dir
 
 // ---------------------------------------------------------------- whether the weight is still what was packed
 
-constexpr size_t kSmallWeight = 16 << 10, kProbes = 256;
+constexpr size_t kSmallWeight = 16 << 10, kProbes = 64;
 
 // The i-th of kProbes words: one from each of as many equal runs of the memory, at an irregular place within it (a
 // regular grid could miss a channel).
