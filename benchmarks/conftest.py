@@ -27,7 +27,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--seconds",
         type=float,
-        default=2.0,
+        default=1.0,
         metavar="S",
         help="that the rounds of one case may take: between the fewest and the most rounds that it has "
         "(default: %(default)s)",

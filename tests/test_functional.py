@@ -134,8 +134,10 @@ def test_bn_act_agrees_on_any_shape(n, c, spatial, dtype, activation, training, 
     elif values == 2 and training and dtype != torch.float32:
         pass  # two 16-bit values are often equal: the gradient is rounding alone
     else:
-        # Two values are normalised to +1 and -1 whatever they are: the gradient is eps / var of its terms.
-        compare_bn_act(x, floor=64e5 if values == 2 and training else 64, **options)
+        # Two values are normalised to +1 and -1 whatever they are: the gradient is eps / var of its terms. Of a few
+        # values, hypothesis finds those whose gradients' sum all but cancels.
+        few = 64e5 if values == 2 and training else 64e2 if values * c <= 32 else 64
+        compare_bn_act(x, floor=few, **options)
 
 
 def test_bn_act_keeps_its_digits_when_the_mean_is_large():

@@ -104,15 +104,15 @@ bool tiles_pay(at::ScalarType dtype) {
   return tile_unit() >= TileUnit::amx || (tile_unit() == TileUnit::avx512_bf16 && dtype == at::kBFloat16);
 }
 
-std::vector<const ConvEngine*> tile_engines() {
-  std::vector<const ConvEngine*> found;
+std::vector<TileEngine> tile_engines() {
+  std::vector<TileEngine> found;
 #ifdef DCGAN_FAST_X86
-  if (tile_unit() == TileUnit::amx_fp16) found.push_back(&AMX_FP16::tiles);
-  if (tile_unit() >= TileUnit::amx) found.push_back(&AMX::tiles);
-  if (tile_unit() != TileUnit::generic) found.push_back(&AVX512_BF16::tiles);
+  if (tile_unit() == TileUnit::amx_fp16) found.push_back({&AMX_FP16::tiles, true, true});
+  if (tile_unit() >= TileUnit::amx) found.push_back({&AMX::tiles, true, false});
+  if (tile_unit() != TileUnit::generic) found.push_back({&AVX512_BF16::tiles, tile_unit() == TileUnit::avx512_bf16, false});
 #endif
-  found.push_back(&DEFAULT::tiles);
-  found.push_back(&DEFAULT_FP16::tiles);
+  found.push_back({&DEFAULT::tiles, false, false});
+  found.push_back({&DEFAULT_FP16::tiles, false, true});
   return found;
 }
 

@@ -3,6 +3,7 @@
 #include <ATen/Parallel.h>
 #include <c10/util/Exception.h>
 
+#include <algorithm>
 #include <atomic>
 
 #include "shape_memo.h"
@@ -14,18 +15,23 @@
 namespace dcgan_fast::cpu {
 namespace {
 
-// An engine, and whether it may be chosen.
+// An engine, and when it may be chosen.
 struct Candidate {
   const ConvEngine* engine;
   bool (*on)(at::ScalarType);  // switched on, and worth it on this machine?
+  int64_t least_terms = 0;     // of a sum of floats
 };
+
+// Two halves hold 22 bits of a float. Sums of this many terms PyTorch rounds no better; in shorter ones that would be seen.
+constexpr int64_t kManyTerms = 96;
 
 const std::vector<Candidate>& candidates() {
   static const std::vector<Candidate> all = [] {
+    const auto never = [](at::ScalarType) { return false; };
     std::vector<Candidate> found;
-    for (const ConvEngine* engine : tile_engines()) {  // the first is the best, the others are for tests
-      found.push_back({engine, found.empty() ? [](at::ScalarType t) { return switches().amx && tiles_pay(t); }
-                                             : [](at::ScalarType) { return false; }});
+    for (const TileEngine& tiles : tile_engines()) {
+      const auto on = [](at::ScalarType t) { return switches().amx && tiles_pay(t); };
+      found.push_back({tiles.engine, tiles.pays ? +on : +never, tiles.halves ? kManyTerms : 0});
     }
     found.push_back({&winograd_engine(), [](at::ScalarType) { return switches().winograd.load(); }});
     const auto thin = thin_engines();
@@ -34,6 +40,13 @@ const std::vector<Candidate>& candidates() {
     return found;
   }();
   return all;
+}
+
+int64_t terms(const ConvShape& s, Direction d) {
+  const int64_t taps = s.kernel[0] * s.kernel[1];
+  if (d == Direction::down) return s.fine.channels * taps;
+  if (d == Direction::up) return s.coarse.channels * std::max<int64_t>(1, taps / (s.stride[0] * s.stride[1]));
+  return s.batch * s.coarse.height * s.coarse.width;
 }
 
 // PyTorch's time, fitted to the layers of the DCGANs on two cores of a Sapphire Rapids (torch 2.13, channels_last): the
@@ -56,7 +69,7 @@ const ConvEngine* fastest(const ConvShape& s, Direction d) {
   const ConvEngine* best = nullptr;
   double least = aten_seconds(s, d);
   for (const Candidate& c : candidates()) {
-    if (!c.on(s.dtype) || !c.engine->serves(s, d)) continue;
+    if (!c.on(s.dtype) || !c.engine->serves(s, d) || (s.dtype == at::kFloat && terms(s, d) < c.least_terms)) continue;
     if (const double seconds = c.engine->seconds(s, d); seconds < least) {
       least = seconds;
       best = c.engine;

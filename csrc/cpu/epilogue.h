@@ -19,13 +19,14 @@ VEC_INLINE void for_vectors(int64_t n, F&& f) {
 
 // ---------------------------------------------------------------- statistics
 
-// Mean and sum of squared deviations of each lane, in one pass: sums of v and v * v, with the first value as the origin.
-// The values themselves deviate from that origin no less than their share, so that no more than a factor of `count` is lost.
+// Mean and sum of squared deviations of each lane, in one pass: sums of deviations from an origin and of their squares. What
+// is lost is the square of the mean's distance from the origin, in standard deviations: nothing where that is about the mean.
 template <typename T>
 class RunningMoments {
  public:
+  VEC_INLINE explicit RunningMoments(const Vec<T>& origin = Vec<T>(0.0f)) : origin_(origin) {}
+
   VEC_INLINE void add(const Vec<T>& v) {
-    if (count_ == 0) origin_ = v;
     ++count_;
     const Vec<T> d = v - origin_;
     sum_ = sum_ + d;
@@ -45,7 +46,7 @@ class RunningMoments {
  private:
   VEC_INLINE Vec<T> average() const { return sum_ * Vec<T>(1.0f / static_cast<float>(std::max<int64_t>(count_, 1))); }
 
-  Vec<T> origin_{0.0f}, sum_{0.0f}, squares_{0.0f};
+  Vec<T> origin_, sum_{0.0f}, squares_{0.0f};
   int64_t count_ = 0;
 };
 
@@ -169,7 +170,7 @@ class Finish {
     for_vectors<float>(sums.columns, [&](int64_t c, auto count) {
       const int64_t column = sums.at + c;
       const Vec<float> scale = load_acc<float>(scale_.data() + column), bias = load_acc<float>(bias_.data() + column);
-      RunningMoments<float> moments;
+      RunningMoments<float> moments(origin<kMoments>(sums, c, scale, bias, place));
       for (int64_t r = 0; r < sums.rows; ++r) {
         T* const to = place(r);
         if (!to) continue;
@@ -184,6 +185,24 @@ class Finish {
       }
       if constexpr (kMoments) moments_[column / lanes<float>].add(moments);
     });
+  }
+
+  // The mean of all values that came by before; of the first ones by a look ahead.
+  template <bool kMoments, typename Place>
+  VEC_INLINE Vec<float> origin(const Sums& sums, int64_t c, const Vec<float>& scale, const Vec<float>& bias, Place&& place) const {
+    Vec<float> total(0.0f);
+    if constexpr (kMoments) {
+      const JoinedMoments& before = moments_[(sums.at + c) / lanes<float>];
+      if (before.count > 0) return before.mean;
+      int64_t n = 0;
+      for (int64_t r = 0; r < sums.rows; ++r) {
+        if (!place(r)) continue;
+        total = total + load_acc<float>(sums.data + r * sums.stride + c);
+        ++n;
+      }
+      total = fmadd(total * Vec<float>(sums.factor / static_cast<float>(std::max<int64_t>(n, 1))), scale, bias);
+    }
+    return total;
   }
 
   const Epilogue& epilogue_;

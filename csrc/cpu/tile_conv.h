@@ -1,12 +1,21 @@
 // The `tiles` engine: direct convolution as products of bfloat16 tiles (tiles.h).
 #pragma once
 
+#include <vector>
+
 #include "conv.h"
 
 namespace dcgan_fast::cpu {
 
 bool tiles_pay(at::ScalarType);  // does this machine multiply such tiles faster than floats?
 
-std::vector<const ConvEngine*> tile_engines();  // all bodies that run here, the best first
+// A body that runs here.
+struct TileEngine {
+  const ConvEngine* engine;
+  bool pays;    // worth running, else for tests
+  bool halves;  // makes floats of two halves
+};
+
+std::vector<TileEngine> tile_engines();
 
 }  // namespace dcgan_fast::cpu

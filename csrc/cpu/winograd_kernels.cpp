@@ -224,7 +224,10 @@ void transform_outputs(const Output<T>& out, const float* products, int64_t plan
         } else if (pixels[o] >= 0) {
           const Vec<T> y = activate(activation, fmadd(z, scale, bias), slope);
           store_vec(out.maps + pixels[o] + c, y, count);
-          if (out.mean) moments[c / lanes<T>].add(rounded<T>(y));
+          if (!out.mean) continue;
+          auto& of_channels = moments[c / lanes<T>];
+          if (of_channels.count() == 0) of_channels = RunningMoments<T>(rounded<T>(y));  // no look ahead here: near enough
+          of_channels.add(rounded<T>(y));
         }
       }
     });
