@@ -15,12 +15,14 @@ RESULTS = benchmarks/results
 PAGES_KEPT = MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=8589934592 MALLOC_TOP_PAD_=268435456
 BENCH = pytest --benchmark-only --benchmark-quiet
 
-bench:     ## every benchmark, about 40 minutes on 2 cores; the figures as JSON
-	$(PAGES_KEPT) $(BENCH) benchmarks/ --benchmark-json=$(RESULTS)/latest.json
-	$(BENCH) benchmarks/bench_train.py -k "pytorch-64-batch-128" --benchmark-json=$(RESULTS)/latest-default-allocator.json
+bench:     ## every benchmark, about an hour on 2 cores; the figures as JSON, also of a run that is interrupted
+	$(PAGES_KEPT) $(BENCH) benchmarks/bench_train.py --benchmark-json=$(RESULTS)/train.json
+	$(BENCH) benchmarks/bench_train.py -k "pytorch-64-batch-128" --benchmark-json=$(RESULTS)/train-default-allocator.json
+	$(PAGES_KEPT) $(BENCH) benchmarks/bench_infer.py --benchmark-json=$(RESULTS)/infer.json
+	$(PAGES_KEPT) $(BENCH) benchmarks/bench_ops.py --benchmark-json=$(RESULTS)/layers.json
 
 bench-report:  ## the figures as tables and pictures: benchmarks/results/report.md
-	dcgan-fast bench --report $(RESULTS) $(RESULTS)/latest.json $(RESULTS)/latest-default-allocator.json
+	dcgan-fast bench --report $(RESULTS)
 
 gpu:       ## on a machine with a GPU: build, then the tests, those on CUDA tensors among them
 	DCGAN_FAST_CUDA=1 pip install --no-build-isolation --no-deps .

@@ -1,6 +1,7 @@
 """The compiled half: torch glue by torch's own builder, kernels beside it (_build/kernels.py).
 
-Environment: MAX_JOBS, CXX, DCGAN_FAST_CUDA=auto|0|1, TORCH_CUDA_ARCH_LIST, CUDA_HOME.
+Environment: MAX_JOBS, CXX, DCGAN_FAST_CUDA=auto|0|1, TORCH_CUDA_ARCH_LIST, CUDA_HOME; DCGAN_FAST_SANITIZE=1 for a build
+that watches its memory accesses (.ci/sanitize).
 """
 
 import os
@@ -44,7 +45,12 @@ def compiled_half():
     cxx, home = get_cxx_compiler(), cuda_home()
     if not shutil.which(cxx):
         stop(f"no C++ compiler ({cxx}): install g++ (Debian: apt-get install g++), or set CXX")
-    flags = ["-O3", "-g0", "-fvisibility=hidden", "-Wno-unknown-pragmas", "-Wno-psabi"]
+    sanitize = os.environ.get("DCGAN_FAST_SANITIZE") == "1"
+    watched = (
+        ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"] if sanitize else []
+    )
+    flags = [*(["-O1", "-g1", *watched] if sanitize else ["-O3", "-g0"]),
+             "-fvisibility=hidden", "-Wno-unknown-pragmas", "-Wno-psabi"]  # fmt: skip
     if sys.platform == "linux":
         flags.append(
             "-fopenmp"
@@ -55,14 +61,14 @@ def compiled_half():
         if p not in CPU_KERNELS and (home or "_cuda" not in p.stem)
     ]
     defines = [("DCGAN_FAST_X86", None)] if X86 else []
-    commands, link = cpu_commands(cxx, flags, include_paths()), []
+    commands, link = cpu_commands(cxx, flags, include_paths()), watched
     if home:
         targets = cuda_targets(home)
         commands += cuda_commands(home, targets)
         names = ";".join(target.rsplit("=", 1)[1] for target in targets)
         defines += [("DCGAN_FAST_CUDA", None), ("DCGAN_FAST_CUDA_ARCHITECTURES", f'"{names}"')]
         # one copy of the CUDA runtime in a process: torch's own where it has one, else ours
-        link = [f"-L{home}/lib64"] + (
+        link = [*link, f"-L{home}/lib64"] + (
             ["-lcudart"]
             if torch.version.cuda
             else [

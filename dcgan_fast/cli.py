@@ -32,7 +32,7 @@ from .training.config import DIGITS_WIDTH, EPOCHS, LOSS_OUTPUTS, STEPS_AT_LEAST
 from .training.setup import pick_device
 from .visualize import image_grid, save_png, to_image
 
-_FIGURES = "benchmarks/results/latest.json"  # where `make bench` puts them
+_FIGURES = Path("benchmarks/results")  # where `make bench` puts them
 _MOST_IMAGES = 1_000_000  # of one call of `sample`: their latents are held in memory at once
 
 
@@ -204,7 +204,9 @@ def _info(preset: str | None, image_size: int | None) -> int:
 
 
 def _bench(json: list[str], report: str | None) -> int:
-    runs = [load_run(path) for path in json or [_FIGURES]]
+    runs = [load_run(path) for path in json or sorted(map(str, _FIGURES.glob("*.json")))]
+    if not runs:
+        raise UserError(f"no figures in {_FIGURES}/ (`make bench` makes some)")
     if report is None:
         print(report_markdown(runs), end="")
     else:
@@ -316,9 +318,9 @@ def _parser() -> argparse.ArgumentParser:
         "The figures are those of `make bench` (or `pytest benchmarks/ --benchmark-only\n"
         "--benchmark-json=FILE`) in a checkout of the sources. Prints the tables as Markdown;\n"
         "with --report writes them to DIR/report.md, and each run's roofline beside it.",
-        "dcgan-fast bench benchmarks/results/latest.json --report report",
+        "dcgan-fast bench benchmarks/results/train.json --report report",
     )
-    bench.add_argument("json", nargs="*", metavar="JSON", help=f"(default: {_FIGURES})")
+    bench.add_argument("json", nargs="*", metavar="JSON", help=f"(default: all in {_FIGURES}/)")
     bench.add_argument(
         "--report", metavar="DIR", help="a folder, made if it is missing; needs matplotlib"
     )

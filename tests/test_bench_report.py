@@ -275,10 +275,13 @@ def test_bench_reads_what_make_bench_writes(
     assert cli.main(["bench"]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    assert error.startswith("dcgan-fast: error: cannot read benchmarks/results/latest.json: ")
+    assert error.startswith("dcgan-fast: error: no figures in benchmarks/results/ (`make bench` ")
     Path("benchmarks/results").mkdir(parents=True)
-    Path("benchmarks/results/latest.json").write_text(file.read_text())
+    for name in ("train.json", "layers.json"):
+        Path("benchmarks/results", name).write_text(file.read_text())
+    capsys.readouterr()
     assert cli.main(["bench"]) == 0
+    assert capsys.readouterr().out == report_markdown([load_run(file)] * 2)
 
 
 # -------------------------------------------------------------------------------------- ceilings
