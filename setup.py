@@ -25,6 +25,7 @@ from kernels import (
     cuda_commands,
     cuda_home,
     cuda_targets,
+    cxx_flags,
     import_torch,
     stop,
 )  # noqa: E402
@@ -45,23 +46,14 @@ def compiled_half():
     cxx, home = get_cxx_compiler(), cuda_home()
     if not shutil.which(cxx):
         stop(f"no C++ compiler ({cxx}): install g++ (Debian: apt-get install g++), or set CXX")
-    sanitize = os.environ.get("DCGAN_FAST_SANITIZE") == "1"
-    watched = (
-        ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"] if sanitize else []
-    )
-    flags = [*(["-O1", "-g1", *watched] if sanitize else ["-O3", "-g0"]),
-             "-fvisibility=hidden", "-Wno-unknown-pragmas", "-Wno-psabi"]  # fmt: skip
-    if sys.platform == "linux":
-        flags.append(
-            "-fopenmp"
-        )  # not linked: libgomp comes with libtorch, one pool of threads for both
+    flags, link = cxx_flags()
     sources = [
         str(p)
         for p in sorted(CSRC.rglob("*.cpp"))
         if p not in CPU_KERNELS and (home or "_cuda" not in p.stem)
     ]
     defines = [("DCGAN_FAST_X86", None)] if X86 else []
-    commands, link = cpu_commands(cxx, flags, include_paths()), watched
+    commands = cpu_commands(cxx, flags, include_paths())
     if home:
         targets = cuda_targets(home)
         commands += cuda_commands(home, targets)

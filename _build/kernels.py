@@ -7,6 +7,7 @@ import platform
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -56,6 +57,17 @@ def import_torch() -> tuple[Any, tuple[int, ...]]:
             f"torch 2.11 or newer is needed, found {torch.__version__}: pip install --upgrade torch"
         )
     return torch, found
+
+
+def cxx_flags() -> tuple[list[str], list[str]]:
+    """The compiler's and the linker's, of kernels and glue alike."""
+    watched = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
+    sanitize = os.environ.get("DCGAN_FAST_SANITIZE") == "1"
+    flags = [*(["-O1", "-g1", *watched] if sanitize else ["-O3", "-g0"]),
+             "-fvisibility=hidden", "-Wno-unknown-pragmas", "-Wno-psabi"]  # fmt: skip
+    if sys.platform == "linux":
+        flags.append("-fopenmp")  # not linked: libgomp comes with libtorch, one pool for both
+    return flags, watched if sanitize else []
 
 
 def cpu_commands(cxx: str, flags: list[str], includes: list[str]) -> list[list[str]]:
