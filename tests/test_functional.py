@@ -10,7 +10,7 @@ import sys
 import pytest
 import torch
 from accuracy import assert_as_accurate
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
@@ -58,6 +58,10 @@ def compare_bn_act(x: Tensor, floor: float = 2.0, **options) -> None:
     ours = run_bn_act(functional, *tensors, **options)
     theirs = run_bn_act(reference, *tensors, **options)
     exact = run_bn_act(reference, *(t.double() for t in tensors), **options)
+    if (
+        floor > 2
+    ):  # of a random shape: not of a few values whose gradients all but cancel in their sum
+        assume(not x.numel() or exact[3].norm() > 0.01 * grad.double().norm())
     assert ours[0].stride() == x.contiguous(memory_format=x_format(x)).stride()
     assert_as_accurate(ours, theirs, exact, floor=floor)
 
@@ -134,10 +138,8 @@ def test_bn_act_agrees_on_any_shape(n, c, spatial, dtype, activation, training, 
     elif values == 2 and training and dtype != torch.float32:
         pass  # two 16-bit values are often equal: the gradient is rounding alone
     else:
-        # Two values are normalised to +1 and -1 whatever they are: the gradient is eps / var of its terms. Of a few
-        # values, hypothesis finds those whose gradients' sum all but cancels.
-        few = 64e5 if values == 2 and training else 64e2 if values * c <= 32 else 64
-        compare_bn_act(x, floor=few, **options)
+        # Two values are normalised to +1 and -1 whatever they are: the gradient is eps / var of its terms.
+        compare_bn_act(x, floor=64e5 if values == 2 and training else 64, **options)
 
 
 def test_bn_act_keeps_its_digits_when_the_mean_is_large():

@@ -1,4 +1,4 @@
-// Direct convolution as products of bfloat16 tiles.
+// Direct convolution as products of 16-bit tiles.
 //
 // The rows of a product are 32 patches: blocks of neighbouring pixels of one image, all of the same size, each with its
 // window of input pixels (with the zeros of the padding, and overlapping its neighbours' windows). Pixel (y, x) of 32

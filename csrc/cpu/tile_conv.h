@@ -1,4 +1,4 @@
-// The `tiles` engine: direct convolution as products of bfloat16 tiles (tiles.h).
+// The `tiles` engine: direct convolution as products of 16-bit tiles (tiles.h).
 #pragma once
 
 #include <vector>
