@@ -337,14 +337,34 @@ def wait_for(path: Path, process: subprocess.Popen[str], seconds: float = 60) ->
         time.sleep(0.01)
 
 
-def kill_at_random(argv: list[object], checkpoint: Path, most_seconds: float) -> bool:
-    """Starts a run, kills it some time after it has a checkpoint; whether it was still running."""
-    process = dcgan_fast_process(*argv)
-    wait_for(checkpoint, process)
-    time.sleep(random.uniform(0, most_seconds))
+def kill(process: subprocess.Popen[str]) -> bool:
+    """Whether it was still running."""
     process.send_signal(signal.SIGKILL)
     process.communicate()
     return process.returncode == -signal.SIGKILL
+
+
+def last_step(run: Path) -> int:
+    """The newest whole record of the run's metrics; 0 without one."""
+    path = run / "metrics.jsonl"
+    lines = path.read_text().split("\n")[:-1] if path.exists() else []
+    return json.loads(lines[-1])["step"] if lines else 0
+
+
+def kill_after_step(argv: list[object], run: Path, step: int) -> bool:
+    """Starts a run, kills it up to 20 ms after it reports this step; whether it was still running."""
+    process = dcgan_fast_process(*argv)
+    while last_step(run) < step and process.poll() is None:
+        time.sleep(0.01)
+    time.sleep(random.uniform(0, 0.02))
+    return kill(process)
+
+
+def kill_within(argv: list[object], seconds: float) -> bool:
+    """Starts a run, kills it within that time; whether it was still running."""
+    process = dcgan_fast_process(*argv)
+    time.sleep(random.uniform(0, seconds))
+    return kill(process)
 
 
 def metrics(run: Path) -> list[dict[str, float]]:
@@ -358,7 +378,8 @@ def test_kill_and_resume(tmp_path: Path) -> None:
     settings = [*TINY, "--epochs", "80", "--save-every", "3", "--log-every", "7"]
     assert cli.main(["train", *settings, "--name", "whole"]) == 0
     whole, broken = tmp_path / "runs" / "whole", tmp_path / "runs" / "broken"
-    assert kill_at_random(["train", *settings, "--name", "broken"], broken / "checkpoint.pt", 0.3)
+    argv = ["train", *settings, "--name", "broken"]
+    assert kill_after_step(argv, broken, random.randrange(7, 160))
     assert load_checkpoint(broken)["step"] < 320
     assert cli.main(["train", "--resume", str(broken)]) == 0
     assert_same_checkpoint(whole, broken)
@@ -369,17 +390,20 @@ def test_kill_and_resume(tmp_path: Path) -> None:
 @pytest.mark.parametrize("preset", ["pytorch", "newmu"])
 def test_many_kills(tmp_path: Path, preset: str) -> None:
     """In the middle of steps, of pictures, of checkpoints, of starting; with all threads."""
-    settings = (
-        "digits --image-size 16 --ngf 16 --ndf 16 --epochs 40 --save-every 3 --device cpu".split()
-    )
-    settings += ["--preset", preset]
+    settings = "digits --image-size 16 --ngf 16 --ndf 16 --device cpu".split()
+    settings += "--epochs 40 --save-every 3 --log-every 1 --preset".split() + [preset]
     whole, broken = tmp_path / "runs" / "whole", tmp_path / "runs" / "broken"
-    assert dcgan_fast_process("train", *settings, "--name", "whole").wait() == 0
+    begin = time.monotonic()
+    process = dcgan_fast_process("train", *settings, "--name", "whole")
+    wait_for(whole / "checkpoint.pt", process)
+    start = time.monotonic() - begin
+    assert process.wait() == 0
     argv: list[object] = ["train", *settings, "--name", "broken"]
     kills = 0
-    while kill_at_random(argv, broken / "checkpoint.pt", 6) and kills < 12:
-        kills += 1
+    for step in sorted(random.sample(range(10, 460), 5)):  # of 560
+        kills += kill_after_step(argv, broken, step)
         argv = ["train", "--resume", broken]
+        kills += kill_within(argv, start)
     assert kills >= 3
     process = dcgan_fast_process("train", "--resume", broken)
     assert process.wait() == 0, process.communicate()[1]
