@@ -1,11 +1,14 @@
 // Every op's schema, and the Python module `_C` for what is not a tensor op.
 //
 // Public ops decompose into `<op>_forward` and `<op>_backward` (see ops/autograd.h); a transposed convolution shares
-// those of the plain one. `mean` and `rstd` are the statistics that backward needs, [stat_groups, C].
+// those of the plain one. A backward of a convolution whose gradient nobody else will read overwrites it (`_backward_`): a
+// map less of memory and of traffic. `mean` and `rstd` are the statistics that backward needs, [stat_groups, C].
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/library.h>
+
+#include <string>
 
 #include "cpu/capability.h"
 #include "cpu/ceilings.h"
@@ -40,16 +43,18 @@ TORCH_LIBRARY(dcgan_fast, m) {
         ") -> Tensor");
   m.def("conv_bn_act_forward(Tensor input, Tensor weight, " BN_TENSORS CONV_EITHER ACT ", " BN_OPTIONS
         ", bool save) -> (Tensor output, Tensor conv_output, Tensor mean, Tensor rstd)");
-  m.def("conv_bn_act_backward(Tensor grad, Tensor input, Tensor weight, Tensor conv_output, Tensor bn_weight, "
-        "Tensor bn_bias, Tensor mean, Tensor rstd, " CONV_EITHER ACT
-        ", bool training, int stat_groups, bool[4] output_mask)"
-        " -> (Tensor grad_input, Tensor grad_weight, Tensor grad_bn_weight, Tensor grad_bn_bias)");
+  for (const char* of_grad : {"(Tensor", "_(Tensor(a!)"}) {
+    m.def(("conv_bn_act_backward" + std::string(of_grad) +
+           " grad, Tensor input, Tensor weight, Tensor conv_output, Tensor bn_weight, Tensor bn_bias, Tensor mean, "
+          "Tensor rstd, " CONV_EITHER ACT ", bool training, int stat_groups, bool[4] output_mask)"
+          " -> (Tensor grad_input, Tensor grad_weight, Tensor grad_bn_weight, Tensor grad_bn_bias)").c_str());
+    m.def(("conv_act_backward" + std::string(of_grad) + " grad, Tensor input, Tensor weight, Tensor output, " CONV_EITHER ACT
+          ", bool[3] output_mask) -> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias)").c_str());
+  }
 
   m.def("conv_act(Tensor input, Tensor weight, Tensor? bias, " CONV ACT ") -> Tensor");
   m.def("conv_transpose_act(Tensor input, Tensor weight, Tensor? bias, " CONV_TRANSPOSE ACT ") -> Tensor");
   m.def("conv_act_forward(Tensor input, Tensor weight, Tensor? bias, " CONV_EITHER ACT ") -> Tensor");
-  m.def("conv_act_backward(Tensor grad, Tensor input, Tensor weight, Tensor output, " CONV_EITHER ACT
-        ", bool[3] output_mask) -> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias)");
 
   m.def("_convolution_engines(Tensor input, Tensor weight, " CONV_TRANSPOSE "bool transposed) -> str[]",
         dcgan_fast::convolution_engines);
@@ -58,7 +63,7 @@ TORCH_LIBRARY(dcgan_fast, m) {
 // The halves are differentiated by the nodes in ops/; called directly with gradients wanted they say that they cannot.
 TORCH_LIBRARY_IMPL(dcgan_fast, Autograd, m) {
   for (const char* op : {"bn_act_forward", "bn_act_backward", "conv_bn_act_forward", "conv_bn_act_backward",
-                         "conv_act_forward", "conv_act_backward"}) {
+                         "conv_bn_act_backward_", "conv_act_forward", "conv_act_backward", "conv_act_backward_"}) {
     m.impl(op, torch::autograd::autogradNotImplementedFallback());
   }
 }

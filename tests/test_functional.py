@@ -526,6 +526,79 @@ def test_the_halves_refuse_to_be_differentiated():
         y.sum().backward()
 
 
+# ------------------------------------------------------------------------- gradients overwritten
+
+READERS = {  # who else may read the gradient of an op's output, and what to call for it to be seen
+    "nobody": lambda y, seen: None,
+    "retain_grad": lambda y, seen: y.retain_grad(),
+    "hook": lambda y, seen: y.register_hook(seen.append),
+    "hook of the node": lambda y, seen: y.grad_fn.register_hook(lambda _, of_y: seen.extend(of_y)),
+}
+
+
+def bn_options(op: str) -> dict[str, object]:
+    statistics = {"running_mean": None, "running_var": None, "training": True}
+    return statistics if "_bn_" in op else {}
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("activation", ["leaky_relu", "none"])
+@pytest.mark.parametrize("op", CONV_OPS)
+def test_a_gradient_is_overwritten_only_where_nobody_reads_it(op, activation, reader):
+    tensors = conv_case(op, size=(16, 16))
+    target = torch.randn(3, 7, *((32, 32) if "transpose" in op else (8, 8)))
+
+    def gradients(module) -> tuple[list[Tensor], Tensor, set[str]]:
+        """Of the leaves; that of the op's output as its reader finds it; the ops that ran."""
+        leaves = [t.detach().requires_grad_() for t in tensors]
+        y = getattr(module, op)(
+            *leaves, stride=2, padding=1, activation=activation, **bn_options(op)
+        )
+        seen: list[Tensor] = []
+        READERS[reader](y, seen)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            (y * target).sum().backward()  # the product's gradient belongs to the op alone
+        (of_output,) = [y.grad] if reader == "retain_grad" else seen or [target]
+        return [leaf.grad for leaf in leaves], of_output, {event.name for event in profile.events()}
+
+    found, of_output, ops = gradients(functional)
+    expected, of_reference, _ = gradients(reference)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert torch.equal(of_output, of_reference)
+    backward = f"dcgan_fast::conv_{'bn_' * ('_bn_' in op)}act_backward"
+    overwrites = reader in ("nobody", "retain_grad")  # which keeps a clone
+    assert {backward, backward + "_"} & ops == {backward + "_" if overwrites else backward}
+
+
+@pytest.mark.parametrize("op", CONV_OPS)
+def test_a_gradient_that_two_ops_share_is_not_overwritten(op):
+    tensors = conv_case(op, size=(16, 16))
+
+    def gradients(module) -> list[Tensor]:
+        pairs = [[t.detach().requires_grad_() for t in tensors] for _ in range(2)]
+        a, b = (
+            getattr(module, op)(*leaves, stride=2, padding=1, activation="relu", **bn_options(op))
+            for leaves in pairs
+        )
+        ((a + b) * torch.linspace(-1, 1, a.numel()).view_as(a)).sum().backward()
+        return [leaf.grad for leaves in pairs for leaf in leaves]
+
+    torch.testing.assert_close(gradients(functional), gradients(reference), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("op", CONV_OPS)
+def test_the_callers_gradient_stays(op):
+    leaves = [t.requires_grad_() for t in conv_case(op)]
+    y = getattr(functional, op)(*leaves, activation="relu", **bn_options(op))
+    grad = torch.randn_like(y)
+    kept = grad.clone()
+    torch.autograd.grad(y, leaves, grad)
+    assert torch.equal(grad, kept)
+
+
+# --------------------------------------------------------------------------------------- compile
+
+
 @pytest.mark.parametrize("op", ["bn_act", *CONV_OPS])
 def test_compile_fullgraph(op):
     tensors = (

@@ -66,6 +66,7 @@ double waves(int64_t tasks, int64_t threads) { return static_cast<double>(ceil_d
 struct Candidate {
   int64_t window, out, taps, blocks;  // pixels of a patch, operand pairs of a patch, blocks of 32 patches
   double packed;                      // pixels of the windows of 32 patches as they are packed, over 32
+  bool strips;
 };
 
 double map_seconds(const ConvShape& s, Direction d, const Candidate& c, int64_t out_panel, int64_t in_panel, int parts,
@@ -75,7 +76,7 @@ double map_seconds(const ConvShape& s, Direction d, const Candidate& c, int64_t 
   const int64_t op = std::min(out_panel / kBlock, out), ip = std::min(in_panel / kBlock, in);
   const int64_t panels = ceil_div(out, op), chunks = ceil_div(in, ip);
   const int64_t operand = parts * 2048, windows = static_cast<int64_t>(static_cast<double>(ip * operand) * c.packed),
-                sums = (chunks > 1 ? c.out : 1) * op * kBlock * kBlock * 4, weights = op * ip * s.kernel[0] * s.kernel[1] * operand;
+                sums = (chunks > 1 ? c.out : pixels_at_once(c.strips, c.out, parts)) * op * kBlock * kBlock * 4, weights = op * ip * s.kernel[0] * s.kernel[1] * operand;
   double ns = kTask + kPack[parts] * c.packed * static_cast<double>(in) + kFinish * static_cast<double>(c.out * op);
   const bool fits = windows + sums + std::min<int64_t>(weights, 512 * 1024) <= kCacheBytes;
   ns += kMultiply[parts] * (fits ? 1 : kOverflow) * static_cast<double>(c.taps * in * op);
@@ -122,7 +123,7 @@ TileBlocking search(const ConvShape& s, Direction d, int parts) {
       const double columns = strips ? static_cast<double>((kStripPatches - 1) * x.step + x.window) / kStripPatches
                                     : static_cast<double>(x.window);
       const Candidate c{y.window * x.window, y.out * x.out, y.taps * x.taps, ceil_div(patches, kBlock),
-                        static_cast<double>(y.window) * columns};
+                        static_cast<double>(y.window) * columns, strips};
       for (const int64_t out : sizes(std::min<int64_t>(out_channels, 512), kBlock)) {
         for (const int64_t in : sizes(std::min<int64_t>(in_channels, 512), kBlock)) {
           const double seconds = d == Direction::weight_grad ? weight_seconds(s, c, out, in, parts, threads)

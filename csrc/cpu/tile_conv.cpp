@@ -54,13 +54,15 @@ class TapOrder {
   std::vector<Place> places_;
 };
 
-// The operands that each output pixel of a patch sums over.
+// The operands that each output pixel of a patch sums over, and the pixels in groups that meet the same weights.
 struct PixelSteps {
   std::vector<int32_t> a, b;
-  std::vector<int64_t> begin;           // [pixels + 1]
-  std::vector<TapOrder::Place> phase;   // [pixels], of one of its taps
+  std::vector<int64_t> begin;               // [pixels + 1]
+  std::vector<TapOrder::Place> phase;       // [pixels], of one of its taps
+  std::vector<std::vector<int64_t>> groups;
 
-  PixelSteps(const Patches& p, const WindowLayout& layout, const TapOrder& order, int64_t operand_bytes) : begin(1) {
+  PixelSteps(const Patches& p, const WindowLayout& layout, const TapOrder& order, int64_t operand_bytes, int64_t largest_group)
+      : begin(1) {
     for (int64_t oy = 0; oy < p.y.out; ++oy) {
       for (int64_t ox = 0; ox < p.x.out; ++ox) {
         phase.push_back({});
@@ -74,8 +76,26 @@ struct PixelSteps {
         begin.push_back(static_cast<int64_t>(a.size()));
       }
     }
+    for (int64_t pixel = 0; pixel < p.out(); ++pixel) {
+      const auto group = std::find_if(groups.rbegin(), groups.rend(), [&](const auto& g) { return same_weights(g[0], pixel); });
+      if (group != groups.rend() && static_cast<int64_t>(group->size()) < largest_group) {
+        group->push_back(pixel);
+      } else {
+        groups.push_back({pixel});
+      }
+    }
+  }
+
+  int64_t count(int64_t pixel) const { return begin[pixel + 1] - begin[pixel]; }
+
+ private:
+  bool same_weights(int64_t p, int64_t q) const {
+    return phase[p].before == phase[q].before &&
+           std::equal(b.begin() + begin[p], b.begin() + begin[p + 1], b.begin() + begin[q], b.begin() + begin[q + 1]);
   }
 };
+
+constexpr int64_t kWeightsInL1 = 32 << 10;
 
 template <typename T>
 void run(const TapOrder& order, const Patches& patches, const TileBlocking& blocking, int64_t in_channels, int64_t out_channels,
@@ -85,15 +105,15 @@ void run(const TapOrder& order, const Patches& patches, const TileBlocking& bloc
   const float weight_factor = *reinterpret_cast<const float*>(packed_weights);
   const char* const packed = packed_weights + kHeaderBytes;
   const WindowLayout layout(patches, blocking.in_panel, kParts<T>);
-  const PixelSteps steps(patches, layout, order, bytes);
-  const int64_t pixels = patches.out();
+  const int64_t pixels = patches.out(), largest_group = pixels_at_once(layout.strip > 0, pixels, kParts<T>);
+  const PixelSteps steps(patches, layout, order, bytes, largest_group);
   const int64_t chunks = ceil_div(slices * kBlock, blocking.in_panel), panels = ceil_div(out_channels, blocking.out_panel);
   BlockMoments* const moments = epilogue.moments;
   const int64_t groups = moments ? moments->groups : 1, per_group = patches.count() / groups,
                 blocks_per_group = ceil_div(per_group, kBlock), blocks = groups * blocks_per_group;
   if (moments) moments->resize(blocks, out_channels);
-  // between chunks all pixels' sums are kept, else one pixel's at a time
-  const int64_t pixel_sums = kBlock * blocking.out_panel, sums_bytes = (chunks > 1 ? pixels : 1) * pixel_sums * 4;
+  // between chunks all pixels' sums are kept, else one group's at a time
+  const int64_t pixel_sums = kBlock * blocking.out_panel, sums_bytes = (chunks > 1 ? pixels : largest_group) * pixel_sums * 4;
 
   at::parallel_for(0, panels * blocks, 1, [&](int64_t first_task, int64_t last_task) {
     const TileUnit unit;
@@ -105,27 +125,44 @@ void run(const TapOrder& order, const Patches& patches, const TileBlocking& bloc
       const PatchBlock block(patches, group * per_group + b % blocks_per_group * kBlock, (group + 1) * per_group);
       Finish<T> finish(epilogue, c0, panel, out_channels, weight_factor);
       const float scale = scale_for(largest_of(block, in, in_channels));
+      const auto place = [&](int64_t pixel, int64_t r) {
+        T* const to = r < block.count ? block.out_pixel(out, out_channels, r, pixel / patches.x.out, pixel % patches.x.out) : nullptr;
+        return to ? to + c0 : nullptr;
+      };
+      const auto prefetch_rows = [&](int64_t pixel) {  // to be there when written
+        for (int64_t r = 0; r < block.count; ++r) {
+          const T* const to = place(pixel, r);
+          for (int64_t c = 0; to && c < panel; c += 64 / sizeof(T)) __builtin_prefetch(to + c, 1);
+        }
+      };
       for (int64_t chunk = 0; chunk < chunks; ++chunk) {
         const int64_t k0 = chunk * blocking.in_panel / kBlock, depth = std::min(blocking.in_panel / kBlock, slices - k0);
         pack_windows(block, layout, in, in_channels, k0 * kBlock, depth * kBlock, scale, windows);
-        for (int64_t pixel = 0; pixel < pixels; ++pixel) {
-          const bool ends = chunk + 1 == chunks;
-          T* rows[kBlock] = {};
-          for (int64_t r = 0; ends && r < block.count; ++r) {
-            T* to = block.out_pixel(out, out_channels, r, pixel / patches.x.out, pixel % patches.x.out);
-            if (!to) continue;
-            rows[r] = to + c0;
-            for (int64_t c = 0; c < panel; c += 64 / sizeof(T)) __builtin_prefetch(rows[r] + c, 1);  // to be there when written
-          }
-          float* c = sums + (chunks > 1 ? pixel : 0) * pixel_sums;
-          const TapOrder::Place& phase = steps.phase[pixel];
-          const int64_t from = steps.begin[pixel], n = steps.begin[pixel + 1] - from;
-          const Steps list{steps.a.data() + from, steps.b.data() + from, n, depth, layout.slice, phase.count * bytes};
+        for (const auto& group_pixels : steps.groups) {
+          const auto sums_of = [&](int64_t i) { return sums + (chunks > 1 ? group_pixels[i] : i) * pixel_sums; };
+          const auto size = static_cast<int64_t>(group_pixels.size());
+          const int64_t taps = steps.count(group_pixels[0]);
+          const TapOrder::Place& phase = steps.phase[group_pixels[0]];
+          const int64_t at_once = size > 1 ? std::clamp<int64_t>(kWeightsInL1 / std::max<int64_t>(taps * bytes, 1), 1, depth) : depth;
           for (int64_t j = 0; j < panel; j += kBlock) {
             const char* weights = packed + (c0 + j) / kBlock * panel_bytes + (phase.before * slices + k0 * phase.count) * bytes;
-            multiply<T>(windows, layout.rows, weights, list, c + j, blocking.out_panel, chunk > 0);
+            for (int64_t k = 0; k < depth; k += at_once) {
+              const bool last = chunk + 1 == chunks && j + kBlock >= panel && k + at_once >= depth;
+              for (int64_t i = 0; i < size; ++i) {
+                if (last) prefetch_rows(group_pixels[i]);
+                const int64_t from = steps.begin[group_pixels[i]];
+                const Steps list{steps.a.data() + from, steps.b.data() + from, taps, std::min(at_once, depth - k), layout.slice,
+                                 phase.count * bytes};
+                multiply<T>(windows + k * layout.slice, layout.rows, weights + k * list.b_stride, list, sums_of(i) + j,
+                            blocking.out_panel, chunk + k > 0);
+              }
+            }
           }
-          if (ends) finish({c, kBlock, panel, blocking.out_panel, 0, 1 / scale}, [&](int64_t r) { return rows[r]; });
+          for (int64_t i = 0; chunk + 1 == chunks && i < size; ++i) {
+            T* rows[kBlock];
+            for (int64_t r = 0; r < kBlock; ++r) rows[r] = place(group_pixels[i], r);
+            finish({sums_of(i), kBlock, panel, blocking.out_panel, 0, 1 / scale}, [&](int64_t r) { return rows[r]; });
+          }
         }
       }
       if (!moments) continue;

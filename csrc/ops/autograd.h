@@ -5,6 +5,7 @@
 #pragma once
 
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <c10/core/impl/TorchDispatchModeTLS.h>
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/custom_function.h>
 
@@ -28,6 +29,13 @@ inline bool needs_autograd(std::initializer_list<Tensor> inputs) {
     if (t.defined() && t.requires_grad()) return true;
   }
   return false;
+}
+
+// Whether nobody but the caller can read `t`, now or later, so that a result may take its place: a gradient that autograd
+// made for one node alone. Not where ops are traced or intercepted, for those may keep it.
+inline bool is_the_only_owner(const Tensor& t) {
+  return t.use_count() == 1 && t.has_storage() && t.storage().use_count() == 1 && t.is_non_overlapping_and_dense() &&
+         !t.unsafeGetTensorImpl()->is_python_dispatch() && !c10::impl::dispatch_mode_enabled();
 }
 
 // d(forward(inputs))/d(inputs) . grad, as a graph that can be differentiated again. Fills the leading entries of `result`

@@ -102,10 +102,11 @@ std::tuple<Tensor, Tensor> bn_act_run_cpu(const BnActOptions& o, const Tensor& i
 std::tuple<Tensor, Tensor, Tensor> bn_act_run_backward_cpu(const BnActOptions& o, const Tensor& grad,
                                                            const Tensor& input, const Tensor& bn_weight,
                                                            const Tensor& bn_bias, const Tensor& mean,
-                                                           const Tensor& rstd, std::array<bool, 3> mask) {
+                                                           const Tensor& rstd, std::array<bool, 3> mask,
+                                                           bool overwrite_grad) {
   const auto maps = maps_of(input, o.groups());
   const Tensor weight = accumulators(bn_weight, mean.scalar_type()), bias = accumulators(bn_bias, mean.scalar_type());
-  const Tensor grad_input = mask[0] ? empty_maps_like(input) : Tensor();
+  const Tensor grad_input = !mask[0] ? Tensor() : overwrite_grad ? grad : empty_maps_like(input);
   const Tensor grad_weight = at::empty_like(mean), grad_bias = at::empty_like(mean);
   cpu::bn_act_kernels().backward(
       maps, {grad.const_data_ptr(), input.const_data_ptr(), mask[0] ? grad_input.mutable_data_ptr() : nullptr,
@@ -161,7 +162,7 @@ Folded bn_fold(const BnActOptions& o, const BnTensors& bn) {
 
 std::tuple<Tensor, Tensor, Tensor> bn_act_run_backward(const BnActOptions& o, const Tensor& grad, const Tensor& input,
                                                        const Tensor& weight, const Tensor& bias, const Tensor& mean,
-                                                       const Tensor& rstd, std::array<bool, 3> mask) {
+                                                       const Tensor& rstd, std::array<bool, 3> mask, bool overwrite_grad) {
   if (input.numel() == 0) {
     return {mask[0] ? at::empty_like(input) : Tensor(), mask[1] ? at::zeros_like(weight) : Tensor(),
             mask[2] ? at::zeros_like(bias) : Tensor()};
@@ -171,7 +172,8 @@ std::tuple<Tensor, Tensor, Tensor> bn_act_run_backward(const BnActOptions& o, co
 #ifdef DCGAN_FAST_CUDA
   if (input.is_cuda()) return bn_act_run_backward_cuda(o, dense_grad, input, weight, bias, mean, rstd, mask);
 #endif
-  return bn_act_run_backward_cpu(o, dense_grad, input, weight, bias, mean, rstd, mask);
+  return bn_act_run_backward_cpu(o, dense_grad, input, weight, bias, mean, rstd, mask,
+                                 overwrite_grad || !dense_grad.is_same(grad));
 }
 
 Tensor activation_reference(Activation activation, double negative_slope, const Tensor& input) {

@@ -55,10 +55,12 @@ struct Folded {
 };
 Folded bn_fold(const BnActOptions&, const BnTensors&);
 
-// Gradients of input, weight and bias; those not in `mask` are undefined.
+// Gradients of input, weight and bias; those not in `mask` are undefined. That of input may take the place of `grad` where
+// the caller allows it.
 std::tuple<Tensor, Tensor, Tensor> bn_act_run_backward(const BnActOptions&, const Tensor& grad, const Tensor& input,
                                                        const Tensor& weight, const Tensor& bias, const Tensor& mean,
-                                                       const Tensor& rstd, std::array<bool, 3> mask);
+                                                       const Tensor& rstd, std::array<bool, 3> mask,
+                                                       bool overwrite_grad = false);
 
 // The same mathematics in differentiable ATen calls: double backward goes through it. `mean` and `rstd` are the saved
 // statistics; in training they are computed anew, so that the gradient flows through them.

@@ -2,6 +2,7 @@
 //
 // The activation runs in place on the convolution's output, and backward takes its derivative from the result, so one
 // map is kept where PyTorch's leaky_relu keeps two.
+#include <ATen/ops/empty_like.h>
 #include <ATen/ops/leaky_relu.h>
 #include <ATen/ops/leaky_relu_backward.h>
 #include <ATen/ops/relu.h>
@@ -35,14 +36,16 @@ void activate_(Activation activation, double negative_slope, Tensor& maps) {
   }
 }
 
-Tensor activate_backward(Activation activation, double negative_slope, const Tensor& grad, const Tensor& output) {
+// In place of `grad` or not.
+Tensor activate_backward(Activation activation, double negative_slope, const Tensor& grad, const Tensor& output, bool in_place) {
+  if (activation == Activation::none) return grad;
+  Tensor out = in_place ? grad : at::empty_like(output);
   switch (activation) {
-    case Activation::relu: return at::threshold_backward(grad, output, 0);
+    case Activation::relu: return at::threshold_backward_out(out, grad, output, 0);
     case Activation::leaky_relu:
-      return at::leaky_relu_backward(grad, output, negative_slope, /*self_is_result=*/true);
-    case Activation::tanh: return at::tanh_backward(grad, output);
-    case Activation::sigmoid: return at::sigmoid_backward(grad, output);
-    default: return grad;
+      return at::leaky_relu_backward_out(out, grad, output, negative_slope, /*self_is_result=*/true);
+    case Activation::tanh: return at::tanh_backward_out(out, grad, output);
+    default: return at::sigmoid_backward_out(out, grad, output);
   }
 }
 
@@ -73,6 +76,7 @@ Tensor conv_act_forward(const Tensor& input, const Tensor& weight, const Optiona
   return output;
 }
 
+template <bool in_place>
 std::tuple<Tensor, Tensor, Tensor> conv_act_backward(const Tensor& grad, const Tensor& input, const Tensor& weight,
                                                      const Tensor& output, at::IntArrayRef stride,
                                                      at::IntArrayRef padding, at::IntArrayRef output_padding,
@@ -80,7 +84,7 @@ std::tuple<Tensor, Tensor, Tensor> conv_act_backward(const Tensor& grad, const T
                                                      double negative_slope, std::array<bool, 3> output_mask) {
   const Convolution convolution{name(transposed), transposed, stride, padding, output_padding};
   const Activation parsed = parse_activation(convolution.op, activation);
-  return convolution.backward(activate_backward(parsed, negative_slope, grad, output), input, weight, output_mask);
+  return convolution.backward(activate_backward(parsed, negative_slope, grad, output, in_place), input, weight, output_mask);
 }
 
 class ConvActNode : public torch::autograd::Function<ConvActNode> {
@@ -121,9 +125,12 @@ class ConvActNode : public torch::autograd::Function<ConvActNode> {
                                     convolution.reference(in[0], in[1], of_maps(in[2], in[0])));
       });
     }
-    static const auto op = find_op<decltype(conv_act_backward)>("dcgan_fast::conv_act_backward");
+    using Backward = decltype(conv_act_backward<false>);
+    static const auto op = find_op<Backward>("dcgan_fast::conv_act_backward"),
+                      in_place = find_op<Backward>("dcgan_fast::conv_act_backward_");
     std::tie(result[0], result[1], result[2]) =
-        op.call(grads[0], input, weight, output.defined() ? output : grads[0], stride, padding, output_padding, transposed, activation,
+        (is_the_only_owner(grads[0]) ? in_place : op)
+            .call(grads[0], input, weight, output.defined() ? output : grads[0], stride, padding, output_padding, transposed, activation,
                 negative_slope,
                 {ctx->needs_input_grad(0), ctx->needs_input_grad(1), bias.defined() && ctx->needs_input_grad(2)});
     return result;
@@ -176,13 +183,15 @@ TORCH_LIBRARY_IMPL(dcgan_fast, AutocastCUDA, m) {
 
 TORCH_LIBRARY_IMPL(dcgan_fast, CPU, m) {
   m.impl("conv_act_forward", conv_act_forward);
-  m.impl("conv_act_backward", conv_act_backward);
+  m.impl("conv_act_backward", conv_act_backward<false>);
+  m.impl("conv_act_backward_", conv_act_backward<true>);
 }
 
 #ifdef DCGAN_FAST_CUDA
 TORCH_LIBRARY_IMPL(dcgan_fast, CUDA, m) {
   m.impl("conv_act_forward", conv_act_forward);
-  m.impl("conv_act_backward", conv_act_backward);
+  m.impl("conv_act_backward", conv_act_backward<false>);
+  m.impl("conv_act_backward_", conv_act_backward<true>);
 }
 #endif
 

@@ -49,6 +49,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> conv_bn_act_forward(
   return {output, save ? maps : at::empty({0}, maps.options()), mean, rstd};
 }
 
+template <bool in_place>
 std::tuple<Tensor, Tensor, Tensor, Tensor> conv_bn_act_backward(
     const Tensor& grad, const Tensor& input, const Tensor& weight, const Tensor& conv_output, const Tensor& bn_weight,
     const Tensor& bn_bias, const Tensor& mean, const Tensor& rstd, at::IntArrayRef stride, at::IntArrayRef padding,
@@ -59,7 +60,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> conv_bn_act_backward(
                              0, stat_groups};
   auto [grad_conv, grad_bn_weight, grad_bn_bias] =
       bn_act_run_backward(options, grad, conv_output, bn_weight, bn_bias, mean, rstd,
-                          {output_mask[0] || output_mask[1], output_mask[2], output_mask[3]});
+                          {output_mask[0] || output_mask[1], output_mask[2], output_mask[3]}, in_place);
   auto [grad_input, grad_weight, no_bias] =
       convolution.backward(grad_conv, input, weight, {output_mask[0], output_mask[1], false});
   return {grad_input, grad_weight, grad_bn_weight, grad_bn_bias};
@@ -111,9 +112,12 @@ class ConvBnActNode : public torch::autograd::Function<ConvBnActNode> {
         return bn_act_reference(options, convolution.reference(in[0], in[1], {}), in[2], in[3], mean, rstd);
       });
     }
-    static const auto op = find_op<decltype(conv_bn_act_backward)>("dcgan_fast::conv_bn_act_backward");
+    using Backward = decltype(conv_bn_act_backward<false>);
+    static const auto op = find_op<Backward>("dcgan_fast::conv_bn_act_backward"),
+                      in_place = find_op<Backward>("dcgan_fast::conv_bn_act_backward_");
     std::tie(result[0], result[1], result[2], result[3]) =
-        op.call(grads[0], input, weight, conv_output, bn_weight, bn_bias, mean, rstd, stride, padding, output_padding,
+        (is_the_only_owner(grads[0]) ? in_place : op)
+            .call(grads[0], input, weight, conv_output, bn_weight, bn_bias, mean, rstd, stride, padding, output_padding,
                 transposed, activation, negative_slope, training, stat_groups,
                 {ctx->needs_input_grad(0), ctx->needs_input_grad(1), ctx->needs_input_grad(2),
                  ctx->needs_input_grad(3)});
@@ -172,13 +176,15 @@ TORCH_LIBRARY_IMPL(dcgan_fast, AutocastCUDA, m) {
 
 TORCH_LIBRARY_IMPL(dcgan_fast, CPU, m) {
   m.impl("conv_bn_act_forward", conv_bn_act_forward);
-  m.impl("conv_bn_act_backward", conv_bn_act_backward);
+  m.impl("conv_bn_act_backward", conv_bn_act_backward<false>);
+  m.impl("conv_bn_act_backward_", conv_bn_act_backward<true>);
 }
 
 #ifdef DCGAN_FAST_CUDA
 TORCH_LIBRARY_IMPL(dcgan_fast, CUDA, m) {
   m.impl("conv_bn_act_forward", conv_bn_act_forward);
-  m.impl("conv_bn_act_backward", conv_bn_act_backward);
+  m.impl("conv_bn_act_backward", conv_bn_act_backward<false>);
+  m.impl("conv_bn_act_backward_", conv_bn_act_backward<true>);
 }
 #endif
 
