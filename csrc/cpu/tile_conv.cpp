@@ -95,7 +95,7 @@ struct PixelSteps {
   }
 };
 
-constexpr int64_t kWeightsInL1 = 32 << 10;
+constexpr int64_t kWeightsInL1 = 36 << 10;  // of 48
 
 template <typename T>
 void run(const TapOrder& order, const Patches& patches, const TileBlocking& blocking, int64_t in_channels, int64_t out_channels,
