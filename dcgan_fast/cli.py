@@ -416,6 +416,12 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
         "no; dcgan.torch: yes)",
     )
     add(
+        "--joint-pass",
+        action=argparse.BooleanOptionalAction,
+        help="the discriminator sees real and fake images in one pass: less time, most where batches "
+        "are small, and more memory (default: no)",
+    )
+    add(
         "--seed",
         alias="--manualSeed",
         type=int,

@@ -122,7 +122,7 @@ def test_every_flag_reaches_its_setting(monkeypatch: pytest.MonkeyPatch) -> None
     flags = (
         "photos --image-size 64 --channels 3 --split all --flip --preset paper --nz 10 --ngf 11 "
         "--ndf 12 --loss-output sigmoid --netG g.pth --netD d.pth --epochs 3 --max-steps 4 "
-        "--batch-size 5 --lr 0.1 --beta1 0.2 --weight-decay 0.3 --alternate --seed 6 --device cpu "
+        "--batch-size 5 --lr 0.1 --beta1 0.2 --weight-decay 0.3 --alternate --joint-pass --seed 6 --device cpu "
         "--threads 2 --amp bf16 --no-channels-last --no-fuse --no-deterministic --out o --name n "
         "--bn batch --grid-images 7 --grid-every 8 --log-every 9 --save-every 90"
     )
@@ -147,6 +147,7 @@ def test_every_flag_reaches_its_setting(monkeypatch: pytest.MonkeyPatch) -> None
         beta1=0.2,
         weight_decay=0.3,
         alternate=True,
+        joint_pass=True,
         seed=6,
         device="cpu",
         threads=2,

@@ -17,6 +17,7 @@ from dcgan_fast.nn import (
     explain,
     fuse,
     population_statistics,
+    stat_groups,
     unfuse,
 )
 
@@ -307,6 +308,53 @@ def test_batch_norm_mode_leaves_everything_as_it_was(mode):
     assert modes == [m.training for m in net.modules()]
     with pytest.raises(ValueError, match="'mode' must be"), batch_norm_mode(net, "population"):
         pass
+
+
+def grouped_networks():
+    fused = fuse(discriminator(), inplace=True)
+    watched = fuse(discriminator())
+    next(m for m in watched.modules() if isinstance(m, nn.BatchNorm2d)).register_forward_hook(
+        lambda *_: None
+    )
+    replaced = fuse(discriminator())
+    bn = next(m for m in replaced.modules() if isinstance(m, nn.BatchNorm2d))
+    bn.forward = bn.forward
+    return {
+        "fused": fused,
+        "plain": unfuse(fused),
+        "a hook": watched,
+        "a replaced forward": replaced,
+        "no running statistics": fuse(nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False))),
+        "mixed": nn.Sequential(nn.BatchNorm2d(3), fuse(discriminator())),
+    }
+
+
+@pytest.mark.parametrize("kind", grouped_networks())
+@pytest.mark.parametrize("training", [True, False])
+def test_stat_groups_are_as_many_batches(kind, training):
+    net = grouped_networks()[kind].train(training)
+    twin = copy.deepcopy(net)
+    parts = [torch.randn(4, 3, 16, 16) * s + s for s in (1, 2, 3)]
+    before = {name: dict(vars(m)) for name, m in net.named_modules()}
+    with stat_groups(net, 3):
+        found = net(torch.cat(parts))
+    torch.testing.assert_close(found, torch.cat([twin(part) for part in parts]))
+    torch.testing.assert_close(net.state_dict(), twin.state_dict())
+    for name, module in net.named_modules():
+        assert vars(module).keys() == before[name].keys()
+        assert vars(module).get("forward") == before[name].get("forward")
+
+
+def test_stat_groups_refuses():
+    net = fuse(discriminator())
+    with pytest.raises(ValueError, match="'groups' must be at least 1, got 0"), stat_groups(net, 0):
+        pass
+    for network in (net, unfuse(net)):
+        with (
+            stat_groups(network, 2),
+            pytest.raises(ValueError, match="'stat_groups' must divide the batch of 3, got 2"),
+        ):
+            network(torch.randn(3, 3, 16, 16))
 
 
 def test_population_statistics_are_the_average_over_batches():

@@ -1,8 +1,11 @@
-"""What only shows over hundreds of steps: that training stays with PyTorch's, and that memory stays where it is."""
+"""What only shows in real sizes or over hundreds of steps: that training stays with PyTorch's, and its memory."""
 
 from __future__ import annotations
 
+import os
 import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -82,3 +85,40 @@ def test_memory_stays_over_a_thousand_steps() -> None:
             held.append(backends.cpu.memory_held().total)
     assert max(held[1:]) <= held[0] * 1.01, held
     assert max(sizes[2:]) - sizes[1] <= 4 << 20, sizes
+
+
+STEPS_IN_A_PROCESS = """
+import resource, sys
+from contextlib import nullcontext
+import torch
+from dcgan_fast import models, unfuse
+from dcgan_fast.training.step import AdversarialStep
+
+convert = {"fused": lambda network: network, "plain": unfuse}[sys.argv[1]]
+narrow = sys.argv[2] == "bfloat16"
+torch.set_num_threads(2)
+torch.manual_seed(0)
+pair = [convert(network).to(memory_format=torch.channels_last) for network in models.build("pytorch")]
+adams = [torch.optim.Adam(network.parameters(), lr=2e-4, betas=(0.5, 0.999), fused=True) for network in pair]
+step = AdversarialStep(
+    *pair, *adams, autocast=(lambda: torch.autocast("cpu", torch.bfloat16)) if narrow else nullcontext
+)
+real = torch.rand(128, 3, 64, 64).to(memory_format=torch.channels_last)
+for _ in range(5):
+    step(real, lambda: torch.randn(128, 100, 1, 1))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_step_takes_no_more_memory_than_pytorchs(dtype: str) -> None:
+    """The example net at batch 128: the most that a process was ever given, both with PyTorch's own allocator."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}
+
+    def peak(modules: str) -> int:
+        command = [sys.executable, "-c", STEPS_IN_A_PROCESS, modules, dtype]
+        return int(subprocess.check_output(command, cwd="/", env=environment, text=True))
+
+    ours, theirs = peak("fused"), peak("plain")
+    print(f"{dtype}: {ours >> 10} MB, PyTorch's modules {theirs >> 10} MB")
+    assert ours <= theirs

@@ -56,9 +56,13 @@ def plain(
 
 
 def ours(
-    loss_output: str = "logits", minibatches: int = 1, weight_decay: float = 0.0, **dialect
+    loss_output: str = "logits",
+    minibatches: int = 1,
+    weight_decay: float = 0.0,
+    fused: bool = True,
+    **dialect,
 ) -> Tensor:
-    G, D = networks(loss_output)
+    G, D = (network if fused else unfuse(network) for network in networks(loss_output))
     for network in (G, D):
         network.to(memory_format=torch.channels_last)
     optimizers = [adam(network, weight_decay=weight_decay, fused=True) for network in (G, D)]
@@ -154,6 +158,41 @@ def test_same_numbers_as_a_shared_pass() -> None:
     torch.testing.assert_close(
         ours(reuse_fake_output=True), plain(torch_loop), rtol=1e-4, atol=1e-5
     )
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize(
+    ("loop", "dialect"),
+    [
+        (examples_loop, {}),
+        (partial(examples_loop, g_steps=2), {"g_steps_per_d": 2}),
+        (newmu_loop, {"alternate": True, "minibatches": 2}),
+    ],
+)
+def test_same_numbers_in_a_joint_pass(loop, dialect, fused: bool) -> None:
+    actual = ours(joint_pass=True, fused=fused, **dialect)
+    torch.testing.assert_close(actual, plain(loop), rtol=1e-4, atol=1e-5)
+
+
+def test_a_joint_pass_is_one_pass_with_the_running_statistics_of_two() -> None:
+    real, z = stream()
+    found = []
+    for joint in (False, True):
+        G, D = networks()
+        calls: list[int] = []
+        D.register_forward_hook(lambda _, images, output, calls=calls: calls.append(len(images[0])))
+        AdversarialStep(G, D, adam(G), adam(D), joint_pass=joint)(real(), z)
+        found.append((D.state_dict(), calls))
+        real, z = stream()
+    (apart, of_two), (jointly, of_one) = found
+    assert (of_two, of_one) == ([BATCH] * 3, [2 * BATCH, BATCH])
+    torch.testing.assert_close(jointly, apart, rtol=1e-4, atol=1e-6)
+
+
+def test_a_joint_pass_and_a_shared_one_exclude_each_other() -> None:
+    G, D = networks()
+    with pytest.raises(ValueError, match="exclude each other"):
+        AdversarialStep(G, D, adam(G), adam(D), joint_pass=True, reuse_fake_output=True)
 
 
 def test_the_dialects_differ() -> None:

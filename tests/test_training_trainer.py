@@ -204,6 +204,7 @@ def test_an_alternating_step_passes_over_every_other_batch() -> None:
         {"loss_output": "sigmoid"},
         {"channels_last": False},
         {"reuse_fake_output": True},
+        {"joint_pass": True, "amp": "bf16"},
         {"flip": True},
         {"bn": "batch"},
         {"bn": "population"},

@@ -169,11 +169,11 @@ std::tuple<Tensor, Tensor, Tensor> bn_act_run_backward(const BnActOptions& o, co
   }
   // The kernels walk both in one order: a gradient of other strides (an expanded scalar, say) is laid out like input.
   const Tensor dense_grad = grad.strides() == input.strides() ? grad : at::empty_like(input).copy_(grad);
+  const bool in_place = overwrite_grad || !dense_grad.is_same(grad);
 #ifdef DCGAN_FAST_CUDA
-  if (input.is_cuda()) return bn_act_run_backward_cuda(o, dense_grad, input, weight, bias, mean, rstd, mask);
+  if (input.is_cuda()) return bn_act_run_backward_cuda(o, dense_grad, input, weight, bias, mean, rstd, mask, in_place);
 #endif
-  return bn_act_run_backward_cpu(o, dense_grad, input, weight, bias, mean, rstd, mask,
-                                 overwrite_grad || !dense_grad.is_same(grad));
+  return bn_act_run_backward_cpu(o, dense_grad, input, weight, bias, mean, rstd, mask, in_place);
 }
 
 Tensor activation_reference(Activation activation, double negative_slope, const Tensor& input) {

@@ -92,11 +92,11 @@ std::tuple<Tensor, Tensor> bn_act_run_cuda(const BnActOptions& o, const Tensor& 
 std::tuple<Tensor, Tensor, Tensor> bn_act_run_backward_cuda(const BnActOptions& o, const Tensor& grad,
                                                             const Tensor& input, const Tensor& weight,
                                                             const Tensor& bias, const Tensor& mean, const Tensor& rstd,
-                                                            std::array<bool, 3> mask) {
+                                                            std::array<bool, 3> mask, bool overwrite_grad) {
   const c10::DeviceGuard on_device(input.device());
   const auto shape = shape_of(o, input, weight);
   const Tensor w = weight.contiguous(), b = parameter(bias, w);
-  const Tensor grad_input = mask[0] ? at::empty_like(input) : Tensor();
+  const Tensor grad_input = !mask[0] ? Tensor() : overwrite_grad ? grad : at::empty_like(input);
   const Tensor grad_weight = mask[1] ? at::empty_like(w) : Tensor();
   const Tensor grad_bias = mask[2] ? at::empty_like(b) : Tensor();
   const Tensor workspace = workspace_for(shape, input);

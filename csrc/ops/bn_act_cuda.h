@@ -11,6 +11,6 @@ std::tuple<Tensor, Tensor> bn_act_run_cuda(const BnActOptions&, const Tensor& in
 std::tuple<Tensor, Tensor, Tensor> bn_act_run_backward_cuda(const BnActOptions&, const Tensor& grad,
                                                             const Tensor& input, const Tensor& weight,
                                                             const Tensor& bias, const Tensor& mean, const Tensor& rstd,
-                                                            std::array<bool, 3> mask);
+                                                            std::array<bool, 3> mask, bool overwrite_grad);
 
 }  // namespace dcgan_fast

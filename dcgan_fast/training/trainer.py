@@ -119,6 +119,7 @@ class Trainer:
             g_steps_per_d=config.g_steps_per_d,
             alternate=config.alternate,
             reuse_fake_output=config.reuse_fake_output,
+            joint_pass=config.joint_pass,
             autocast=self._autocast,
         )
 
