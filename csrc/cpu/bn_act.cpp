@@ -23,6 +23,8 @@ namespace {
 
 // Statistics read a chunk twice (mean, then squared deviations): it must stay in L2 between the two.
 constexpr int64_t kChunkBytes = 128 * 1024;
+// Rows of more bytes than this are cut into panels of so many.
+constexpr int64_t kWideRow = 8 * 1024, kPanelBytes = 4 * 1024, kPanelChunkBytes = 512 * 1024;
 // Rows that share one load of the per-channel parameters and one visit to the accumulators.
 constexpr int64_t kRows = 8;
 
@@ -95,16 +97,19 @@ void finish_gradients(const BnActBackward& args, Parameters<T>& p, int64_t gc, d
 
 // ---------------------------------------------------------------- channels_last: rows of channels
 
-// The rows [N * spatial, C], cut into chunks that never straddle two groups.
+// The rows [N * spatial, C], cut into chunks that never straddle two groups. Rows so wide that a chunk would have few of them
+// (a projection's output: 16,384 channels of 128 images) are cut across as well.
 struct Rows {
-  int64_t per_group, per_chunk, chunks_per_group, chunks;
+  int64_t per_group, per_chunk, chunks_per_group, channels, width, panels, chunks;
 
   Rows(const Maps& m, int64_t element_bytes) {
     per_group = m.group_size();
-    const int64_t row_bytes = std::max<int64_t>(m.channels * element_bytes, 1);
-    per_chunk = std::max(kRows, kChunkBytes / row_bytes / kRows * kRows);
+    channels = m.channels;
+    width = channels * element_bytes > kWideRow ? kPanelBytes / element_bytes : std::max<int64_t>(channels, 1);
+    panels = (channels + width - 1) / width;
+    per_chunk = std::max(kRows, (panels > 1 ? kPanelChunkBytes : kChunkBytes) / (width * element_bytes) / kRows * kRows);
     chunks_per_group = (per_group + per_chunk - 1) / per_chunk;
-    chunks = chunks_per_group * m.groups;
+    chunks = chunks_per_group * m.groups * panels;
   }
   // Calls f(chunk) for all chunks, in parallel; a thread takes neighbouring ones in order, or in reverse order: the chunks
   // that it read last are then the first to be read again, from its cache.
@@ -120,9 +125,26 @@ struct Rows {
       for (int64_t k = end - 1; k >= begin; --k) f(k);
     });
   }
-  int64_t group(int64_t chunk) const { return chunk / chunks_per_group; }
-  int64_t begin(int64_t chunk) const { return group(chunk) * per_group + chunk % chunks_per_group * per_chunk; }
+  int64_t group(int64_t chunk) const { return chunk / panels / chunks_per_group; }
+  int64_t begin(int64_t chunk) const { return group(chunk) * per_group + chunk / panels % chunks_per_group * per_chunk; }
   int64_t end(int64_t chunk) const { return std::min(begin(chunk) + per_chunk, (group(chunk) + 1) * per_group); }
+  int64_t channel(int64_t chunk) const { return chunk % panels * width; }
+  int64_t columns(int64_t chunk) const { return std::min(width, channels - channel(chunk)); }
+
+  // Calls f(begin, end) for runs of channels of one panel, in parallel.
+  template <typename F>
+  void for_channels(F&& f) const {
+    constexpr int64_t kRun = 512;  // a panel has a multiple of it
+    at::parallel_for(0, (channels + kRun - 1) / kRun, 1, [&](int64_t first, int64_t last) {
+      for (int64_t run = first; run < last; ++run) f(run * kRun, std::min((run + 1) * kRun, channels));
+    });
+  }
+  // Calls f(chunk) for the chunks of a group that channel c is in, in order.
+  template <typename F>
+  void for_chunks_of(int64_t group, int64_t c, F&& f) const {
+    const int64_t first = group * chunks_per_group * panels + c / width;
+    for (int64_t k = 0; k < chunks_per_group; ++k) f(first + k * panels);
+  }
 };
 
 // Calls f(i, count) for the vectors of [0, n), with All{} but for the last, which may be First{rest}.
@@ -157,21 +179,21 @@ template <typename T>
 struct Partial {
   Acc<T>*a, *b, *c, *scratch;
 
-  static int64_t size(const Rows& rows, int64_t channels) { return 4 * rows.chunks * channels; }
-  static Partial at(std::vector<Acc<T>>& storage, int64_t chunk, int64_t channels) {
-    Acc<T>* p = storage.data() + 4 * chunk * channels;
-    return {p, p + channels, p + 2 * channels, p + 3 * channels};
+  static int64_t size(const Rows& rows) { return 4 * rows.chunks * rows.width; }
+  static Partial at(std::vector<Acc<T>>& storage, int64_t chunk, int64_t width) {
+    Acc<T>* p = storage.data() + 4 * chunk * width;
+    return {p, p + width, p + 2 * width, p + 3 * width};
   }
 };
 
 // a: a chunk's mean rounded to the accumulator's type; b: what the rounding left out; c: the squared deviations about a.
 template <typename T>
-void chunk_moments(const T* x, int64_t C, int64_t begin, int64_t end, const Partial<T>& out) {
+void chunk_moments(const T* x, int64_t C, int64_t columns, int64_t begin, int64_t end, const Partial<T>& out) {
   using V = Vec<T>;
   const auto sum_rows = [&](auto&& term) {
-    std::fill_n(out.c, C, Acc<T>(0));
-    std::fill_n(out.scratch, C, Acc<T>(0));
-    for_blocks<T>(begin, end, C, [&](int64_t r, int64_t rows, int64_t c, auto count) {
+    std::fill_n(out.c, columns, Acc<T>(0));
+    std::fill_n(out.scratch, columns, Acc<T>(0));
+    for_blocks<T>(begin, end, columns, [&](int64_t r, int64_t rows, int64_t c, auto count) {
       const T* p = x + r * C + c;
       const V shift = load_acc<T>(out.a + c, count);
       V total(Acc<T>(0));
@@ -180,9 +202,9 @@ void chunk_moments(const T* x, int64_t C, int64_t begin, int64_t end, const Part
     });
   };
   // Deviations from the first row are exact where mean/std is large: a plain sum would lose the mean's last digits.
-  for_vectors<T>(C, [&](int64_t c, auto count) { store_acc<T>(out.a + c, load_vec(x + begin * C + c, count), count); });
+  for_vectors<T>(columns, [&](int64_t c, auto count) { store_acc<T>(out.a + c, load_vec(x + begin * C + c, count), count); });
   sum_rows([](const V& d) { return d; });
-  for (int64_t c = 0; c < C; ++c) {
+  for (int64_t c = 0; c < columns; ++c) {
     const double sum = static_cast<double>(out.c[c]) - static_cast<double>(out.scratch[c]);
     const double mean = static_cast<double>(out.a[c]) + sum / static_cast<double>(end - begin);
     out.a[c] = static_cast<Acc<T>>(mean);
@@ -193,14 +215,15 @@ void chunk_moments(const T* x, int64_t C, int64_t begin, int64_t end, const Part
 
 // a: sum of dz over a chunk; b: sum of dz * (x - mean).
 template <typename T, typename A>
-void chunk_gradients(const T* g, const T* x, int64_t C, int64_t group, int64_t begin, int64_t end, A act,
-                     const Vec<T>& slope, const Parameters<T>& p, const Partial<T>& out) {
+void chunk_gradients(const T* g, const T* x, const Rows& all, int64_t chunk, A act, const Vec<T>& slope,
+                     const Parameters<T>& p, const Partial<T>& out) {
   using V = Vec<T>;
-  for (Acc<T>* sums : {out.a, out.b, out.c, out.scratch}) std::fill_n(sums, C, Acc<T>(0));
-  for_blocks<T>(begin, end, C, [&](int64_t r, int64_t rows, int64_t c, auto count) {
-    const auto affine = Affine<T>::template at<true>(p, group * C + c, c, count);
+  const int64_t C = all.channels, first = all.channel(chunk), columns = all.columns(chunk), group = all.group(chunk);
+  for (Acc<T>* sums : {out.a, out.b, out.c, out.scratch}) std::fill_n(sums, columns, Acc<T>(0));
+  for_blocks<T>(all.begin(chunk), all.end(chunk), columns, [&](int64_t r, int64_t rows, int64_t c, auto count) {
+    const auto affine = Affine<T>::template at<true>(p, group * C + first + c, first + c, count);
     V dz_total(Acc<T>(0)), dz_x_total(Acc<T>(0));
-    for (int64_t i = r * C + c; i < (r + rows) * C; i += C) {
+    for (int64_t i = r * C + first + c, last = i + rows * C; i < last; i += C) {
       const V centred = load_vec(x + i, count) - affine.mean;
       const V dz = activate_grad(act, load_vec(g + i, count), affine.z(centred), slope);
       dz_total = dz_total + dz;
@@ -220,36 +243,40 @@ void forward_channels_last(const Maps& m, const BnActForward& args, A act) {
   const Rows rows(m, sizeof(T));
   const Vec<T> slope(static_cast<Acc<T>>(args.negative_slope));
   Parameters<T> p(m, args);
-  std::vector<Acc<T>> partial(args.measure ? Partial<T>::size(rows, C) : 0);
+  std::vector<Acc<T>> partial(args.measure ? Partial<T>::size(rows) : 0);
 
   const auto measure = [&](int64_t chunk) {
-    chunk_moments(x, C, rows.begin(chunk), rows.end(chunk), Partial<T>::at(partial, chunk, C));
+    chunk_moments(x + rows.channel(chunk), C, rows.columns(chunk), rows.begin(chunk), rows.end(chunk),
+                  Partial<T>::at(partial, chunk, rows.width));
   };
-  const auto finish = [&] {
-    if (args.measure) {
-      std::vector<Moments> moments(m.groups * C);
-      for (int64_t k = 0; k < rows.chunks; ++k) {
-        const auto part = Partial<T>::at(partial, k, C);
-        const auto n = static_cast<double>(rows.end(k) - rows.begin(k));
-        Moments* of_group = moments.data() + rows.group(k) * C;
-        for (int64_t c = 0; c < C; ++c) of_group[c].add(n, part.a[c], part.b[c], part.c[c]);
+  const auto finish = [&](int64_t begin, int64_t end) {
+    for (int64_t group = 0; group < m.groups; ++group) {
+      if (args.measure) {
+        std::vector<Moments> moments(end - begin);
+        rows.for_chunks_of(group, begin, [&](int64_t chunk) {
+          const auto part = Partial<T>::at(partial, chunk, rows.width);
+          const auto n = static_cast<double>(rows.end(chunk) - rows.begin(chunk));
+          const int64_t at = begin - rows.channel(chunk);
+          for (int64_t i = 0; i < end - begin; ++i) moments[i].add(n, part.a[at + i], part.b[at + i], part.c[at + i]);
+        });
+        for (int64_t c = begin; c < end; ++c) finish_statistics<T>(moments[c - begin], p.mean + group * C + c, var + group * C + c);
       }
-      for (int64_t gc = 0; gc < m.groups * C; ++gc) finish_statistics<T>(moments[gc], p.mean + gc, var + gc);
+      for (int64_t c = begin; c < end; ++c) finish_scale(args, p, group * C + c, c);
     }
-    for (int64_t gc = 0; gc < m.groups * C; ++gc) finish_scale(args, p, gc, gc % C);
   };
   const auto apply = [&](int64_t chunk) {
-    const int64_t group = rows.group(chunk);
-    for_blocks<T>(rows.begin(chunk), rows.end(chunk), C, [&](int64_t r, int64_t n, int64_t c, auto count) {
+    const int64_t group = rows.group(chunk), first = rows.channel(chunk);
+    for_blocks<T>(rows.begin(chunk), rows.end(chunk), rows.columns(chunk), [&](int64_t r, int64_t n, int64_t column, auto count) {
+      const int64_t c = first + column;
       const auto affine = Affine<T>::template at<true>(p, group * C + c, c, count);
-      for (int64_t i = r * C + c; i < (r + n) * C; i += C) {
+      for (int64_t i = r * C + c, last = i + n * C; i < last; i += C) {
         store_vec(y + i, activate(act, affine.z(load_vec(x + i, count) - affine.mean), slope), count);
       }
     });
   };
 
   if (args.measure) rows.for_chunks(measure);
-  finish();
+  rows.for_channels(finish);
   rows.for_chunks_backwards(apply);
 }
 
@@ -264,33 +291,36 @@ void backward_channels_last(const Maps& m, const BnActBackward& args, A act) {
   p.slope_x.resize(m.groups * C);
   p.offset.resize(m.groups * C);
   for (int64_t gc = 0; gc < m.groups * C; ++gc) p.scale[gc] = p.weight[gc % C] * p.rstd[gc];
-  std::vector<Acc<T>> partial(Partial<T>::size(rows, C));
+  std::vector<Acc<T>> partial(Partial<T>::size(rows));
 
   const auto reduce = [&](int64_t chunk) {
-    chunk_gradients(g, x, C, rows.group(chunk), rows.begin(chunk), rows.end(chunk), act, slope, p,
-                    Partial<T>::at(partial, chunk, C));
+    chunk_gradients(g, x, rows, chunk, act, slope, p, Partial<T>::at(partial, chunk, rows.width));
   };
-  const auto finish = [&] {
-    std::vector<double> dz(m.groups * C), dz_x(m.groups * C);
-    for (int64_t k = 0; k < rows.chunks; ++k) {
-      const auto part = Partial<T>::at(partial, k, C);
-      const int64_t of_group = rows.group(k) * C;
-      for (int64_t c = 0; c < C; ++c) {
-        dz[of_group + c] += part.a[c];
-        dz_x[of_group + c] += part.b[c];
-      }
+  const auto finish = [&](int64_t begin, int64_t end) {
+    std::vector<double> dz(end - begin), dz_x(end - begin);
+    for (int64_t group = 0; group < m.groups; ++group) {
+      std::fill(dz.begin(), dz.end(), 0);
+      std::fill(dz_x.begin(), dz_x.end(), 0);
+      rows.for_chunks_of(group, begin, [&](int64_t chunk) {
+        const auto part = Partial<T>::at(partial, chunk, rows.width);
+        const int64_t at = begin - rows.channel(chunk);
+        for (int64_t i = 0; i < end - begin; ++i) {
+          dz[i] += part.a[at + i];
+          dz_x[i] += part.b[at + i];
+        }
+      });
+      const auto n = static_cast<double>(rows.per_group);
+      for (int64_t c = begin; c < end; ++c) finish_gradients(args, p, group * C + c, n, dz[c - begin], dz_x[c - begin]);
     }
-    const auto n = static_cast<double>(rows.per_group);
-    for (int64_t gc = 0; gc < m.groups * C; ++gc) finish_gradients(args, p, gc, n, dz[gc], dz_x[gc]);
   };
   const auto apply = [&](int64_t chunk) {
-    const int64_t group = rows.group(chunk);
-    for_blocks<T>(rows.begin(chunk), rows.end(chunk), C, [&](int64_t r, int64_t n, int64_t c, auto count) {
-      const int64_t gc = group * C + c;
+    const int64_t group = rows.group(chunk), first = rows.channel(chunk);
+    for_blocks<T>(rows.begin(chunk), rows.end(chunk), rows.columns(chunk), [&](int64_t r, int64_t n, int64_t column, auto count) {
+      const int64_t c = first + column, gc = group * C + c;
       const auto affine = Affine<T>::template at<true>(p, gc, c, count);
       const auto slope_x = parameter<T, true>(p.slope_x.data() + gc, count);
       const auto offset = parameter<T, true>(p.offset.data() + gc, count);
-      for (int64_t i = r * C + c; i < (r + n) * C; i += C) {
+      for (int64_t i = r * C + c, last = i + n * C; i < last; i += C) {
         const Vec<T> centred = load_vec(x + i, count) - affine.mean;
         const Vec<T> dz = activate_grad(act, load_vec(g + i, count), affine.z(centred), slope);
         store_vec(dx + i, fmadd(dz, affine.scale, fmadd(centred, slope_x, offset)), count);
@@ -299,7 +329,7 @@ void backward_channels_last(const Maps& m, const BnActBackward& args, A act) {
   };
 
   rows.for_chunks(reduce);
-  finish();
+  rows.for_channels(finish);
   if (dx) rows.for_chunks_backwards(apply);
 }
 
