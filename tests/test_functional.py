@@ -113,6 +113,16 @@ def test_bn_act_agrees_on_dcgan_layers(shape, fmt, dtype):
     )
 
 
+@pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])
+@pytest.mark.parametrize("shape", [(150, 5000), (280, 4096 + 8), (130, 2100, 2, 1), (12, 16_384)])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_bn_act_agrees_on_wide_rows(dtype, shape, training):
+    """Cut into panels of channels, the last one narrow, and each panel into chunks of its rows."""
+    x = (3 * torch.randn(shape) + 1).to(dtype)
+    x = x.to(memory_format=torch.channels_last) if x.dim() == 4 else x
+    compare_bn_act(x, activation="leaky_relu", training=training, stat_groups=2)
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     n=st.integers(0, 5),
