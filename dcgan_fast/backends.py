@@ -145,7 +145,7 @@ class _Cpu:
         beside a map in use that was once allocated together with it (rarely more than a few maps).
 
         This also makes the kernels read all weights anew. That is needed after writes that PyTorch does not see
-        (``weight.data[...] = ``, NumPy, another process) if they change less than about a hundredth of a large
+        (``weight.data[...] = ``, NumPy, another process) if they change less than about a thirtieth of a large
         weight; other changes are noticed.
         """
         _C.release_memory()

@@ -202,7 +202,8 @@ void chunk_moments(const T* x, int64_t C, int64_t columns, int64_t begin, int64_
     });
   };
   // Deviations from the first row are exact where mean/std is large: a plain sum would lose the mean's last digits.
-  for_vectors<T>(columns, [&](int64_t c, auto count) { store_acc<T>(out.a + c, load_vec(x + begin * C + c, count), count); });
+  for_vectors<T>(columns,
+                 [&](int64_t c, auto count) { store_acc<T>(out.a + c, load_vec(x + begin * C + c, count), count); });
   sum_rows([](const V& d) { return d; });
   for (int64_t c = 0; c < columns; ++c) {
     const double sum = static_cast<double>(out.c[c]) - static_cast<double>(out.scratch[c]);
@@ -259,20 +260,22 @@ void forward_channels_last(const Maps& m, const BnActForward& args, A act) {
           const int64_t at = begin - rows.channel(chunk);
           for (int64_t i = 0; i < end - begin; ++i) moments[i].add(n, part.a[at + i], part.b[at + i], part.c[at + i]);
         });
-        for (int64_t c = begin; c < end; ++c) finish_statistics<T>(moments[c - begin], p.mean + group * C + c, var + group * C + c);
+        for (int64_t c = begin; c < end; ++c)
+          finish_statistics<T>(moments[c - begin], p.mean + group * C + c, var + group * C + c);
       }
       for (int64_t c = begin; c < end; ++c) finish_scale(args, p, group * C + c, c);
     }
   };
   const auto apply = [&](int64_t chunk) {
     const int64_t group = rows.group(chunk), first = rows.channel(chunk);
-    for_blocks<T>(rows.begin(chunk), rows.end(chunk), rows.columns(chunk), [&](int64_t r, int64_t n, int64_t column, auto count) {
-      const int64_t c = first + column;
-      const auto affine = Affine<T>::template at<true>(p, group * C + c, c, count);
-      for (int64_t i = r * C + c, last = i + n * C; i < last; i += C) {
-        store_vec(y + i, activate(act, affine.z(load_vec(x + i, count) - affine.mean), slope), count);
-      }
-    });
+    for_blocks<T>(rows.begin(chunk), rows.end(chunk), rows.columns(chunk),
+                  [&](int64_t r, int64_t n, int64_t column, auto count) {
+                    const int64_t c = first + column;
+                    const auto affine = Affine<T>::template at<true>(p, group * C + c, c, count);
+                    for (int64_t i = r * C + c, last = i + n * C; i < last; i += C) {
+                      store_vec(y + i, activate(act, affine.z(load_vec(x + i, count) - affine.mean), slope), count);
+                    }
+                  });
   };
 
   if (args.measure) rows.for_chunks(measure);
@@ -315,17 +318,18 @@ void backward_channels_last(const Maps& m, const BnActBackward& args, A act) {
   };
   const auto apply = [&](int64_t chunk) {
     const int64_t group = rows.group(chunk), first = rows.channel(chunk);
-    for_blocks<T>(rows.begin(chunk), rows.end(chunk), rows.columns(chunk), [&](int64_t r, int64_t n, int64_t column, auto count) {
-      const int64_t c = first + column, gc = group * C + c;
-      const auto affine = Affine<T>::template at<true>(p, gc, c, count);
-      const auto slope_x = parameter<T, true>(p.slope_x.data() + gc, count);
-      const auto offset = parameter<T, true>(p.offset.data() + gc, count);
-      for (int64_t i = r * C + c, last = i + n * C; i < last; i += C) {
-        const Vec<T> centred = load_vec(x + i, count) - affine.mean;
-        const Vec<T> dz = activate_grad(act, load_vec(g + i, count), affine.z(centred), slope);
-        store_vec(dx + i, fmadd(dz, affine.scale, fmadd(centred, slope_x, offset)), count);
-      }
-    });
+    for_blocks<T>(rows.begin(chunk), rows.end(chunk), rows.columns(chunk),
+                  [&](int64_t r, int64_t n, int64_t column, auto count) {
+                    const int64_t c = first + column, gc = group * C + c;
+                    const auto affine = Affine<T>::template at<true>(p, gc, c, count);
+                    const auto slope_x = parameter<T, true>(p.slope_x.data() + gc, count);
+                    const auto offset = parameter<T, true>(p.offset.data() + gc, count);
+                    for (int64_t i = r * C + c, last = i + n * C; i < last; i += C) {
+                      const Vec<T> centred = load_vec(x + i, count) - affine.mean;
+                      const Vec<T> dz = activate_grad(act, load_vec(g + i, count), affine.z(centred), slope);
+                      store_vec(dx + i, fmadd(dz, affine.scale, fmadd(centred, slope_x, offset)), count);
+                    }
+                  });
   };
 
   rows.for_chunks(reduce);

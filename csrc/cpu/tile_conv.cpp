@@ -61,7 +61,8 @@ struct PixelSteps {
   std::vector<TapOrder::Place> phase;       // [pixels], of one of its taps
   std::vector<std::vector<int64_t>> groups;
 
-  PixelSteps(const Patches& p, const WindowLayout& layout, const TapOrder& order, int64_t operand_bytes, int64_t largest_group)
+  PixelSteps(const Patches& p, const WindowLayout& layout, const TapOrder& order, int64_t operand_bytes,
+             int64_t largest_group)
       : begin(1) {
     for (int64_t oy = 0; oy < p.y.out; ++oy) {
       for (int64_t ox = 0; ox < p.x.out; ++ox) {
@@ -77,7 +78,8 @@ struct PixelSteps {
       }
     }
     for (int64_t pixel = 0; pixel < p.out(); ++pixel) {
-      const auto group = std::find_if(groups.rbegin(), groups.rend(), [&](const auto& g) { return same_weights(g[0], pixel); });
+      const auto group =
+          std::find_if(groups.rbegin(), groups.rend(), [&](const auto& g) { return same_weights(g[0], pixel); });
       if (group != groups.rend() && static_cast<int64_t>(group->size()) < largest_group) {
         group->push_back(pixel);
       } else {
@@ -98,8 +100,8 @@ struct PixelSteps {
 constexpr int64_t kWeightsInL1 = 36 << 10;  // of 48
 
 template <typename T>
-void run(const TapOrder& order, const Patches& patches, const TileBlocking& blocking, int64_t in_channels, int64_t out_channels,
-         const T* in, const char* packed_weights, T* out, const Epilogue& epilogue) {
+void run(const TapOrder& order, const Patches& patches, const TileBlocking& blocking, int64_t in_channels,
+         int64_t out_channels, const T* in, const char* packed_weights, T* out, const Epilogue& epilogue) {
   constexpr int64_t bytes = kOperandBytes<T>;
   const int64_t slices = ceil_div(in_channels, kBlock), panel_bytes = slices * order.taps() * bytes;
   const float weight_factor = *reinterpret_cast<const float*>(packed_weights);
@@ -113,7 +115,8 @@ void run(const TapOrder& order, const Patches& patches, const TileBlocking& bloc
                 blocks_per_group = ceil_div(per_group, kBlock), blocks = groups * blocks_per_group;
   if (moments) moments->resize(blocks, out_channels);
   // between chunks all pixels' sums are kept, else one group's at a time
-  const int64_t pixel_sums = kBlock * blocking.out_panel, sums_bytes = (chunks > 1 ? pixels : largest_group) * pixel_sums * 4;
+  const int64_t pixel_sums = kBlock * blocking.out_panel,
+                sums_bytes = (chunks > 1 ? pixels : largest_group) * pixel_sums * 4;
 
   at::parallel_for(0, panels * blocks, 1, [&](int64_t first_task, int64_t last_task) {
     const TileUnit unit;
@@ -126,7 +129,9 @@ void run(const TapOrder& order, const Patches& patches, const TileBlocking& bloc
       Finish<T> finish(epilogue, c0, panel, out_channels, weight_factor);
       const float scale = scale_for(largest_of(block, in, in_channels));
       const auto place = [&](int64_t pixel, int64_t r) {
-        T* const to = r < block.count ? block.out_pixel(out, out_channels, r, pixel / patches.x.out, pixel % patches.x.out) : nullptr;
+        T* const to = r < block.count
+                          ? block.out_pixel(out, out_channels, r, pixel / patches.x.out, pixel % patches.x.out)
+                          : nullptr;
         return to ? to + c0 : nullptr;
       };
       const auto prefetch_rows = [&](int64_t pixel) {  // to be there when written
@@ -143,16 +148,18 @@ void run(const TapOrder& order, const Patches& patches, const TileBlocking& bloc
           const auto size = static_cast<int64_t>(group_pixels.size());
           const int64_t taps = steps.count(group_pixels[0]);
           const TapOrder::Place& phase = steps.phase[group_pixels[0]];
-          const int64_t at_once = size > 1 ? std::clamp<int64_t>(kWeightsInL1 / std::max<int64_t>(taps * bytes, 1), 1, depth) : depth;
+          const int64_t at_once =
+              size > 1 ? std::clamp<int64_t>(kWeightsInL1 / std::max<int64_t>(taps * bytes, 1), 1, depth) : depth;
           for (int64_t j = 0; j < panel; j += kBlock) {
-            const char* weights = packed + (c0 + j) / kBlock * panel_bytes + (phase.before * slices + k0 * phase.count) * bytes;
+            const char* weights =
+                packed + (c0 + j) / kBlock * panel_bytes + (phase.before * slices + k0 * phase.count) * bytes;
             for (int64_t k = 0; k < depth; k += at_once) {
               const bool last = chunk + 1 == chunks && j + kBlock >= panel && k + at_once >= depth;
               for (int64_t i = 0; i < size; ++i) {
                 if (last) prefetch_rows(group_pixels[i]);
                 const int64_t from = steps.begin[group_pixels[i]];
-                const Steps list{steps.a.data() + from, steps.b.data() + from, taps, std::min(at_once, depth - k), layout.slice,
-                                 phase.count * bytes};
+                const Steps list{steps.a.data() + from,        steps.b.data() + from, taps,
+                                 std::min(at_once, depth - k), layout.slice,          phase.count * bytes};
                 multiply<T>(windows + k * layout.slice, layout.rows, weights + k * list.b_stride, list, sums_of(i) + j,
                             blocking.out_panel, chunk + k > 0);
               }
@@ -181,8 +188,8 @@ void down(const ConvShape& s, const void* fine, const void* packed, void* coarse
   const Patches patches{
       down_axis(s.fine.height, s.coarse.height, s.kernel[0], s.stride[0], s.padding[0], b.patch[0]),
       down_axis(s.fine.width, s.coarse.width, s.kernel[1], s.stride[1], s.padding[1], b.patch[1]), s.batch};
-  run(TapOrder(s, Direction::down), patches, b, s.fine.channels, s.coarse.channels, static_cast<const T*>(fine), static_cast<const char*>(packed),
-      static_cast<T*>(coarse), epilogue);
+  run(TapOrder(s, Direction::down), patches, b, s.fine.channels, s.coarse.channels, static_cast<const T*>(fine),
+      static_cast<const char*>(packed), static_cast<T*>(coarse), epilogue);
 }
 
 template <typename T>
@@ -191,15 +198,15 @@ void up(const ConvShape& s, const void* coarse, const void* packed, void* fine, 
   const Patches patches{up_axis(s.fine.height, s.coarse.height, s.kernel[0], s.stride[0], s.padding[0], b.patch[0]),
                         up_axis(s.fine.width, s.coarse.width, s.kernel[1], s.stride[1], s.padding[1], b.patch[1]),
                         s.batch};
-  run(TapOrder(s, Direction::up), patches, b, s.coarse.channels, s.fine.channels, static_cast<const T*>(coarse), static_cast<const char*>(packed),
-      static_cast<T*>(fine), epilogue);
+  run(TapOrder(s, Direction::up), patches, b, s.coarse.channels, s.fine.channels, static_cast<const T*>(coarse),
+      static_cast<const char*>(packed), static_cast<T*>(fine), epilogue);
 }
 
 // ---------------------------------------------------------------- weights
 
 int64_t packed_bytes(const ConvShape& s, int parts) {
-  return kHeaderBytes + round_up(s.fine.channels, kBlock) * round_up(s.coarse.channels, kBlock) / (kBlock * kBlock) * s.kernel[0] *
-         s.kernel[1] * parts * kPlaneBytes;
+  return kHeaderBytes + round_up(s.fine.channels, kBlock) * round_up(s.coarse.channels, kBlock) / (kBlock * kBlock) *
+                            s.kernel[0] * s.kernel[1] * parts * kPlaneBytes;
 }
 
 template <typename T>
@@ -224,8 +231,10 @@ float largest_weight(const ConvShape& s, const WeightView& w) {
     for (int i = 0; i < 4; ++i) count *= sizes[i], last += (sizes[i] - 1) * w.strides[i];
     if (last + 1 == count) return largest_of_all(data, count);  // without gaps, in whatever order
     for (int64_t i = 0; i < count; ++i) {
-      const int64_t x = i % sizes[3], y = i / sizes[3] % sizes[2], fine = i / sizes[3] / sizes[2] % sizes[1], coarse = i / sizes[3] / sizes[2] / sizes[1];
-      largest = largest_of(data + coarse * w.strides[0] + fine * w.strides[1] + y * w.strides[2] + x * w.strides[3], 1, largest);
+      const int64_t x = i % sizes[3], y = i / sizes[3] % sizes[2], fine = i / sizes[3] / sizes[2] % sizes[1],
+                    coarse = i / sizes[3] / sizes[2] / sizes[1];
+      largest = largest_of(data + coarse * w.strides[0] + fine * w.strides[1] + y * w.strides[2] + x * w.strides[3], 1,
+                           largest);
     }
   }
   return largest;
@@ -294,13 +303,15 @@ void weight_grad(const ConvShape& s, const void* fine_map, const void* coarse_ma
       }
     }
   }
-  const int64_t coarse_panels = ceil_div(s.coarse.channels, coarse_panel), fine_panels = ceil_div(s.fine.channels, fine_panel);
+  const int64_t coarse_panels = ceil_div(s.coarse.channels, coarse_panel),
+                fine_panels = ceil_div(s.fine.channels, fine_panel);
   const int64_t fine_bytes = fine_panel / kBlock * window * bytes, coarse_bytes = coarse_panel / kBlock * pixels * bytes,
                 sums_bytes = taps * coarse_panel * fine_panel * 4;
   const int64_t blocks = ceil_div(patches.count(), kBlock);
   // of the whole maps: all blocks' products are summed
   const float fine_scale = scale_for(largest_of_all(fine, s.batch * s.fine.height * s.fine.width * s.fine.channels)),
-              coarse_scale = scale_for(largest_of_all(coarse, s.batch * s.coarse.height * s.coarse.width * s.coarse.channels)),
+              coarse_scale =
+                  scale_for(largest_of_all(coarse, s.batch * s.coarse.height * s.coarse.width * s.coarse.channels)),
               fine_factor = 1 / fine_scale, coarse_factor = 1 / coarse_scale;
 
   at::parallel_for(0, coarse_panels * fine_panels, 1, [&](int64_t first_task, int64_t last_task) {
@@ -318,7 +329,8 @@ void weight_grad(const ConvShape& s, const void* fine_map, const void* coarse_ma
         pack_pixels_transposed(block, coarse, s.coarse.channels, coarse0, round_up(coarse_n, kBlock), coarse_scale,
                                coarse_packed);
         for (int64_t tap = 0; tap < taps; ++tap) {
-          const Steps list{at_coarse[tap].data(), at_fine[tap].data(), static_cast<int64_t>(at_coarse[tap].size()), 1, 0, 0};
+          const Steps list{
+              at_coarse[tap].data(), at_fine[tap].data(), static_cast<int64_t>(at_coarse[tap].size()), 1, 0, 0};
           for (int64_t i = 0; i < coarse_n; i += kBlock) {
             for (int64_t j = 0; j < fine_n; j += kBlock) {
               multiply<T>(coarse_packed + i / kBlock * pixels * bytes, {}, fine_packed + j / kBlock * window * bytes, list,
@@ -332,7 +344,8 @@ void weight_grad(const ConvShape& s, const void* fine_map, const void* coarse_ma
           const float* from = sums + (tap * coarse_panel + i) * fine_panel;
           T* to = grad + (coarse0 + i) * w.strides[0] + fine0 * w.strides[1] + tap / s.kernel[1] * w.strides[2] +
                   tap % s.kernel[1] * w.strides[3];
-          for (int64_t j = 0; j < fine_n; ++j) to[j * w.strides[1]] = static_cast<T>(blocks > 0 ? from[j] * fine_factor * coarse_factor : 0.0f);
+          for (int64_t j = 0; j < fine_n; ++j)
+            to[j * w.strides[1]] = static_cast<T>(blocks > 0 ? from[j] * fine_factor * coarse_factor : 0.0f);
         }
       }
     }
@@ -358,7 +371,8 @@ void dispatch(const ConvShape& s, F&& f) {
 extern const ConvEngine tiles = {
     "tiles (" TEXT(CPU_CAPABILITY) ")",
 #if defined(__AVX512BF16__) && !defined(__AMX_BF16__)
-    [](const ConvShape& s, Direction) { return s.dtype == at::kBFloat16; },  // sums of vdpbf16ps lose digits that parts of floats need
+    // sums of vdpbf16ps lose digits that parts of floats need
+    [](const ConvShape& s, Direction) { return s.dtype == at::kBFloat16; },
 #else
     [](const ConvShape&, Direction) { return true; },
 #endif

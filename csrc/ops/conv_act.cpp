@@ -37,7 +37,8 @@ void activate_(Activation activation, double negative_slope, Tensor& maps) {
 }
 
 // In place of `grad` or not.
-Tensor activate_backward(Activation activation, double negative_slope, const Tensor& grad, const Tensor& output, bool in_place) {
+Tensor activate_backward(Activation activation, double negative_slope, const Tensor& grad, const Tensor& output,
+                         bool in_place) {
   if (activation == Activation::none) return grad;
   Tensor out = in_place ? grad : at::empty_like(output);
   switch (activation) {
@@ -84,7 +85,8 @@ std::tuple<Tensor, Tensor, Tensor> conv_act_backward(const Tensor& grad, const T
                                                      double negative_slope, std::array<bool, 3> output_mask) {
   const Convolution convolution{name(transposed), transposed, stride, padding, output_padding};
   const Activation parsed = parse_activation(convolution.op, activation);
-  return convolution.backward(activate_backward(parsed, negative_slope, grad, output, in_place), input, weight, output_mask);
+  return convolution.backward(activate_backward(parsed, negative_slope, grad, output, in_place), input, weight,
+                              output_mask);
 }
 
 class ConvActNode : public torch::autograd::Function<ConvActNode> {
@@ -130,9 +132,9 @@ class ConvActNode : public torch::autograd::Function<ConvActNode> {
                       in_place = find_op<Backward>("dcgan_fast::conv_act_backward_");
     std::tie(result[0], result[1], result[2]) =
         (is_the_only_owner(grads[0]) ? in_place : op)
-            .call(grads[0], input, weight, output.defined() ? output : grads[0], stride, padding, output_padding, transposed, activation,
-                negative_slope,
-                {ctx->needs_input_grad(0), ctx->needs_input_grad(1), bias.defined() && ctx->needs_input_grad(2)});
+            .call(grads[0], input, weight, output.defined() ? output : grads[0], stride, padding, output_padding,
+                  transposed, activation, negative_slope,
+                  {ctx->needs_input_grad(0), ctx->needs_input_grad(1), bias.defined() && ctx->needs_input_grad(2)});
     return result;
   }
 };

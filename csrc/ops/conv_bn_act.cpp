@@ -33,8 +33,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> conv_bn_act_forward(
   check_bn(options, input, input.size(0), convolution.out_channels(weight), bn);
   if (!training && !save && input.is_cpu() && input.scalar_type() != at::kDouble) {
     const Folded folded = bn_fold(options, bn);
-    const cpu::Epilogue affine{folded.scale.const_data_ptr<float>(), folded.shift.const_data_ptr<float>(), options.activation,
-                               static_cast<float>(negative_slope)};
+    const cpu::Epilogue affine{folded.scale.const_data_ptr<float>(), folded.shift.const_data_ptr<float>(),
+                               options.activation, static_cast<float>(negative_slope)};
     if (const Tensor output = convolution.fused(input, weight, affine); output.defined()) {
       return {output, at::empty({0}, output.options()), folded.mean, folded.rstd};
     }
@@ -108,9 +108,10 @@ class ConvBnActNode : public torch::autograd::Function<ConvBnActNode> {
       const Convolution convolution{name(transposed), transposed, stride, padding, output_padding};
       const BnActOptions options{convolution.op, parse_activation(convolution.op, activation), negative_slope,
                                  training, 0, data["eps"].toDouble(), stat_groups};
-      return differentiable_grad(ctx, {input, weight, bn_weight, bn_bias}, grads[0], std::move(result), [&](const variable_list& in) {
-        return bn_act_reference(options, convolution.reference(in[0], in[1], {}), in[2], in[3], mean, rstd);
-      });
+      return differentiable_grad(
+          ctx, {input, weight, bn_weight, bn_bias}, grads[0], std::move(result), [&](const variable_list& in) {
+            return bn_act_reference(options, convolution.reference(in[0], in[1], {}), in[2], in[3], mean, rstd);
+          });
     }
     using Backward = decltype(conv_bn_act_backward<false>);
     static const auto op = find_op<Backward>("dcgan_fast::conv_bn_act_backward"),

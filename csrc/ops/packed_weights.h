@@ -14,8 +14,8 @@ namespace dcgan_fast {
 //
 // A packing is used again until the weight changes. Its version counter tells of every write that autograd sees; of the
 // others (torch's fused Adam, `weight.data`, NumPy, another process) a fingerprint does: all bytes of a weight up to
-// 16 KB, of a larger one 8 bytes from each of 256 equal parts, which costs 0.3 us in cache and some 10 us out of it.
-// What it may miss is a write past autograd to less than a hundredth of a large weight: see forget_packed_weight.
+// 16 KB, of a larger one 8 bytes from each of 64 equal parts, which costs 0.3 us in cache and some 10 us out of it.
+// What it may miss is a write past autograd to less than a thirtieth of a large weight: see forget_packed_weight.
 // Inference tensors, which have no version counter, and views with gaps are packed at each call.
 //
 // `shape` may differ in batch and map sizes from call to call: a packing depends on its channels, kernel, stride,
