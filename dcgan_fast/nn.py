@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal, TypeVar
@@ -74,7 +74,7 @@ class _Run:
     def __call__(self, input: Tensor) -> Tensor:
         if self.op is None or not self.serves(input):
             for module in self.modules:
-                input = _by_groups(module, module, input)
+                input = module(input)
             return input
         act = self.activation
         activation = "none" if act is None else _ACTIVATIONS[type(act)]
@@ -131,15 +131,16 @@ def _running_statistics(bn: _BatchNorm) -> tuple[Tensor | None, Tensor | None]:
     return bn.running_mean, bn.running_var
 
 
-def _groups_of(module: nn.Module) -> int:
+def _groups_of(bn: nn.Module) -> int:
     """How many batches a batch norm takes its input for: see :func:`stat_groups`."""
-    groups = getattr(module, "_stat_groups", 1)
-    return groups if groups == 1 or module.training or module.running_mean is None else 1
+    own_statistics = bn.training or bn.running_mean is None
+    return vars(bn).get("_stat_groups", 1) if own_statistics else 1
 
 
-def _by_groups(module: nn.Module, forward: Callable[[Tensor], Tensor], input: Tensor) -> Tensor:
-    """``forward(input)``, part by part where ``module`` is a batch norm that takes it for several batches."""
-    groups = _groups_of(module)
+def _forward_by_groups(bn: nn.Module, input: Tensor) -> Tensor:
+    """A batch norm's forward within :func:`stat_groups`, for whoever calls it by itself."""
+    forward = vars(bn).get("_own_forward") or partial(type(bn).forward, bn)
+    groups = _groups_of(bn)
     if groups == 1:
         return forward(input)
     if len(input) % groups:
@@ -159,7 +160,7 @@ def _obstacle(module: nn.Module) -> str:
         or module._backward_pre_hooks
     ):
         return "has hooks"
-    if "forward" in module.__dict__:
+    if ("_own_forward" if "_stat_groups" in vars(module) else "forward") in vars(module):
         return "its forward is replaced"
     if isinstance(module, _CONVOLUTIONS):
         if module.groups != 1:
@@ -257,9 +258,7 @@ class FusedSequential(nn.Sequential):
 
     def forward(self, input: Tensor) -> Tensor:
         if _plain_is_wanted(input):
-            for module in self:
-                input = _by_groups(module, module, input)
-            return input
+            return super().forward(input)
         for run in _plan(list(self)):
             input = run(input)
         return input
@@ -384,30 +383,39 @@ def batch_norm_mode(model: nn.Module, mode: Literal["batch", "running"]) -> Iter
 def stat_groups(model: nn.Module, groups: int) -> Iterator[None]:
     """Within the context every batch norm of ``model`` takes a batch for ``groups`` equal, consecutive ones.
 
-    In training each part is normalised by statistics of its own and the running ones are updated part after part, so
-    that one pass over ``torch.cat([real, fake])`` gives the numbers of two, ``model(real)`` and ``model(fake)``. It
-    costs less time than two where the batch is small, and the memory of twice the batch.
+    In training each part is normalised by statistics of its own and the running ones are updated part after part. Where
+    batch norm is all that couples images, one pass over ``torch.cat([real, fake])`` gives the numbers of two,
+    ``model(real)`` and ``model(fake)``. It costs less time than two where the batch is small, and the memory of twice
+    the batch. Contexts nest: the innermost counts.
 
     Raises:
-        ValueError: ``groups`` is less than 1; in a forward pass: it does not divide the batch.
+        ValueError: ``groups`` is less than 1, or ``model`` holds TorchScript; in a forward pass: ``groups`` does not
+            divide the batch.
     """
     if groups < 1:
         raise ValueError(f"stat_groups(): 'groups' must be at least 1, got {groups}")
-    served = {
-        id(m) for parent in model.modules() if isinstance(parent, FusedSequential) for m in parent
-    }
-    layers = _batch_norms(model)
-    with ExitStack() as restore:
-        for bn in layers:
-            restore.callback(
-                vars(bn).update, {k: vars(bn)[k] for k in vars(bn).keys() & {"forward"}}
-            )
-            if id(bn) not in served:  # whoever calls it knows nothing of groups
-                restore.callback(vars(bn).pop, "forward")
-                bn.forward = partial(_by_groups, bn, bn.forward)  # type: ignore[method-assign]
-            restore.callback(vars(bn).pop, "_stat_groups")
-            bn._stat_groups = groups  # type: ignore[assignment]
+    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        raise ValueError("stat_groups(): the batch norms of a ScriptModule cannot be reached")
+    names = ("forward", "_stat_groups", "_own_forward")
+    before = [
+        (vars(bn), {name: vars(bn)[name] for name in names if name in vars(bn)})
+        for bn in _batch_norms(model)
+    ]
+    try:
+        for bn in _batch_norms(model):
+            state = vars(bn)
+            # one object for good: torch.compile compiles anew for another
+            by_groups = state.setdefault("_by_groups", partial(_forward_by_groups, bn))
+            own = state.get("forward")
+            if own is not None and own is not by_groups:
+                state["_own_forward"] = own
+            state.update(forward=by_groups, _stat_groups=groups)
         yield
+    finally:
+        for state, entries in before:
+            for name in names:
+                state.pop(name, None)
+            state.update(entries)
 
 
 def population_statistics(model: nn.Module, inputs: Iterable[Tensor]) -> None:

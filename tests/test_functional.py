@@ -597,6 +597,26 @@ def test_a_gradient_that_two_ops_share_is_not_overwritten(op):
 
 
 @pytest.mark.parametrize("op", CONV_OPS)
+def test_functional_tensors_take_the_op_that_overwrites_nothing(op):
+    leaves = [t.requires_grad_() for t in conv_case(op)]
+    options = {"activation": "relu", **bn_options(op)}
+
+    def gradients(tensors: list[Tensor]) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(
+            (getattr(functional, op)(*tensors, **options) ** 2).sum(), tensors
+        )
+
+    expected = gradients(leaves)
+    torch._enable_functionalization(reapply_views=False)
+    try:
+        wrapped = [torch._to_functional_tensor(t.detach()).requires_grad_() for t in leaves]
+        found = [torch._from_functional_tensor(g) for g in gradients(wrapped)]
+    finally:
+        torch._disable_functionalization()
+    torch.testing.assert_close(found, list(expected))
+
+
+@pytest.mark.parametrize("op", CONV_OPS)
 def test_the_callers_gradient_stays(op):
     leaves = [t.requires_grad_() for t in conv_case(op)]
     y = getattr(functional, op)(*leaves, activation="relu", **bn_options(op))

@@ -326,7 +326,21 @@ def grouped_networks():
         "a replaced forward": replaced,
         "no running statistics": fuse(nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False))),
         "mixed": nn.Sequential(nn.BatchNorm2d(3), fuse(discriminator())),
+        "called one by one": OneByOne(fuse(discriminator())),
     }
+
+
+class OneByOne(nn.Module):
+    """Runs the children of a sequence itself."""
+
+    def __init__(self, main: nn.Sequential) -> None:
+        super().__init__()
+        self.main = main
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        for layer in self.main:
+            input = layer(input)
+        return input
 
 
 @pytest.mark.parametrize("kind", grouped_networks())
@@ -341,13 +355,44 @@ def test_stat_groups_are_as_many_batches(kind, training):
     torch.testing.assert_close(found, torch.cat([twin(part) for part in parts]))
     torch.testing.assert_close(net.state_dict(), twin.state_dict())
     for name, module in net.named_modules():
-        assert vars(module).keys() == before[name].keys()
+        assert vars(module).keys() - {"_by_groups"} == before[name].keys()
         assert vars(module).get("forward") == before[name].get("forward")
+
+
+@pytest.mark.parametrize("kind", grouped_networks())
+def test_stat_groups_nest(kind):
+    net = grouped_networks()[kind]
+    twin = copy.deepcopy(net)
+    parts = [torch.randn(2, 3, 16, 16) * s + s for s in (1, 2, 3, 4, 5, 6)]
+    with stat_groups(net, 2):
+        with stat_groups(net, 3):
+            inner = net(torch.cat(parts))
+        outer = net(torch.cat(parts))
+    torch.testing.assert_close(
+        inner, torch.cat([twin(torch.cat(parts[i : i + 2])) for i in (0, 2, 4)])
+    )
+    torch.testing.assert_close(
+        outer, torch.cat([twin(torch.cat(parts[i : i + 3])) for i in (0, 3)])
+    )
+    torch.testing.assert_close(net(parts[0]), twin(parts[0]))
+
+
+def test_stat_groups_compile_once():
+    counter = torch._dynamo.testing.CompileCounter()
+    net = unfuse(fuse(discriminator()))
+    compiled = torch.compile(net, backend=counter)
+    for _ in range(4):
+        with stat_groups(net, 2):
+            compiled(torch.randn(4, 3, 16, 16))
+    assert counter.frame_count == 1
 
 
 def test_stat_groups_refuses():
     net = fuse(discriminator())
     with pytest.raises(ValueError, match="'groups' must be at least 1, got 0"), stat_groups(net, 0):
+        pass
+    scripted = torch.jit.script(unfuse(net))
+    with pytest.raises(ValueError, match="ScriptModule"), stat_groups(scripted, 2):
         pass
     for network in (net, unfuse(net)):
         with (

@@ -189,6 +189,13 @@ def test_a_joint_pass_is_one_pass_with_the_running_statistics_of_two() -> None:
     torch.testing.assert_close(jointly, apart, rtol=1e-4, atol=1e-6)
 
 
+def test_a_joint_pass_takes_as_many_fakes_as_real_images() -> None:
+    G, D = networks()
+    real, z = stream()
+    with pytest.raises(ValueError, match=f"as many fake images as real ones, got {BATCH} and 6"):
+        AdversarialStep(G, D, adam(G), adam(D), joint_pass=True)(real()[:6], z)
+
+
 def test_a_joint_pass_and_a_shared_one_exclude_each_other() -> None:
     G, D = networks()
     with pytest.raises(ValueError, match="exclude each other"):

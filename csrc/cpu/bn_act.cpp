@@ -3,9 +3,10 @@
 // Compiled once per CPU capability (see capability.h). Maps are cut into chunks by shape alone, never by the number of
 // threads, and partial results are combined in chunk order: the same bits on every run and thread count.
 //
-// channels_last maps are taken in chunks of rows, all for the statistics, then all for the result; contiguous maps channel
-// by channel. (Panels of neighbouring channels small enough to stay in L2 between the passes read memory once instead of
-// twice, and were slower on the DCGAN layers that they fit: a row is then read in short, far-apart pieces.)
+// channels_last maps are taken in chunks of rows (very wide rows: of panels of rows), all for the statistics, then all for
+// the result; contiguous maps channel by channel. (Panels of neighbouring channels small enough to stay in L2 between the
+// passes read memory once instead of twice, and were slower on the convolutions' maps that they fit: a row is then read in
+// short, far-apart pieces.)
 #include "bn_act.h"
 
 #include <ATen/Dispatch.h>

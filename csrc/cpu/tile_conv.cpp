@@ -78,8 +78,10 @@ struct PixelSteps {
       }
     }
     for (int64_t pixel = 0; pixel < p.out(); ++pixel) {
-      const auto group =
-          std::find_if(groups.rbegin(), groups.rend(), [&](const auto& g) { return same_weights(g[0], pixel); });
+      const auto group = largest_group == 1 ? groups.rend()
+                                            : std::find_if(groups.rbegin(), groups.rend(), [&](const auto& g) {
+                                                return same_weights(g[0], pixel);
+                                              });
       if (group != groups.rend() && static_cast<int64_t>(group->size()) < largest_group) {
         group->push_back(pixel);
       } else {

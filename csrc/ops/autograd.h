@@ -4,8 +4,8 @@
 // torch.compile and export see those. A backward that is itself to be differentiated runs through the reference.
 #pragma once
 
+#include <ATen/TensorSubclassLikeUtils.h>
 #include <ATen/core/dispatch/Dispatcher.h>
-#include <c10/core/impl/TorchDispatchModeTLS.h>
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/custom_function.h>
 
@@ -32,10 +32,10 @@ inline bool needs_autograd(std::initializer_list<Tensor> inputs) {
 }
 
 // Whether nobody but the caller can read `t`, now or later, so that a result may take its place: a gradient that autograd
-// made for one node alone. Not where ops are traced or intercepted, for those may keep it.
+// made for one node alone. Not where ops are traced, transformed or intercepted, for those may keep it.
 inline bool is_the_only_owner(const Tensor& t) {
-  return t.use_count() == 1 && t.has_storage() && t.storage().use_count() == 1 && t.is_non_overlapping_and_dense() &&
-         !t.unsafeGetTensorImpl()->is_python_dispatch() && !c10::impl::dispatch_mode_enabled();
+  return t.use_count() == 1 && !at::isTensorSubclassLike(t) && !t._is_zerotensor() && t.has_storage() &&
+         t.storage().use_count() == 1 && t.is_non_overlapping_and_dense();
 }
 
 // d(forward(inputs))/d(inputs) . grad, as a graph that can be differentiated again. Fills the leading entries of `result`
