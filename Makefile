@@ -15,7 +15,7 @@ RESULTS = benchmarks/results
 PAGES_KEPT = MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=8589934592 MALLOC_TOP_PAD_=268435456
 BENCH = pytest --benchmark-only --benchmark-quiet
 
-bench:     ## every benchmark, about an hour on 2 cores; the figures as JSON, also of a run that is interrupted
+bench:     ## every benchmark, half an hour on 2 cores; the figures as JSON, also of a run that is interrupted
 	$(PAGES_KEPT) $(BENCH) benchmarks/bench_train.py --benchmark-json=$(RESULTS)/train.json
 	$(BENCH) benchmarks/bench_train.py -k "pytorch-64-batch-128" --benchmark-json=$(RESULTS)/train-default-allocator.json
 	$(PAGES_KEPT) $(BENCH) benchmarks/bench_infer.py --benchmark-json=$(RESULTS)/infer.json

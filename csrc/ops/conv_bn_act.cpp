@@ -119,9 +119,9 @@ class ConvBnActNode : public torch::autograd::Function<ConvBnActNode> {
     std::tie(result[0], result[1], result[2], result[3]) =
         (is_the_only_owner(grads[0]) ? in_place : op)
             .call(grads[0], input, weight, conv_output, bn_weight, bn_bias, mean, rstd, stride, padding, output_padding,
-                transposed, activation, negative_slope, training, stat_groups,
-                {ctx->needs_input_grad(0), ctx->needs_input_grad(1), ctx->needs_input_grad(2),
-                 ctx->needs_input_grad(3)});
+                  transposed, activation, negative_slope, training, stat_groups,
+                  {ctx->needs_input_grad(0), ctx->needs_input_grad(1), ctx->needs_input_grad(2),
+                   ctx->needs_input_grad(3)});
     return result;
   }
 };
