@@ -61,7 +61,10 @@ def import_torch() -> tuple[Any, tuple[int, ...]]:
 
 def cxx_flags() -> tuple[list[str], list[str]]:
     """The compiler's and the linker's, of kernels and glue alike."""
-    watched = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
+    # checks of null and of object sizes say what AddressSanitizer says anyway, and checks called instead of written
+    # out compile in a tenth of the time
+    watched = ["-fsanitize=address,undefined", "-fno-sanitize=null,object-size,vptr", "-fno-sanitize-recover=undefined",
+               "--param=asan-instrumentation-with-call-threshold=0"]  # fmt: skip
     sanitize = os.environ.get("DCGAN_FAST_SANITIZE") == "1"
     flags = [*(["-O1", "-g1", *watched] if sanitize else ["-O3", "-g0"]),
              "-fvisibility=hidden", "-Wno-unknown-pragmas", "-Wno-psabi"]  # fmt: skip
