@@ -7,7 +7,7 @@ namespace dcgan_fast::cuda {
 
 // Two kinds of kernels serve five activations. The piecewise linear ones differ by one select, which a
 // memory-bound kernel does not feel; the smooth ones are long code, and stay out of its way.
-constexpr bool is_smooth(Activation kind) { return kind == Activation::tanh || kind == Activation::sigmoid; }
+__host__ __device__ constexpr bool is_smooth(Activation kind) { return kind == Activation::tanh || kind == Activation::sigmoid; }
 
 template <bool kSmooth>
 struct Activate;

@@ -10,13 +10,18 @@ namespace dcgan_fast::cuda {
 template <typename... Parameters>
 const char* launch(void (*kernel)(Parameters...), int64_t blocks, int threads, size_t shared_bytes, CUstream_st* stream,
                    const Parameters&... arguments) {
+  constexpr size_t kSharedBytes = 48 << 10;  // what a block may have without asking
   if (blocks > INT32_MAX) return "the input needs more than 2^31 - 1 blocks";
+  cudaError_t error = cudaSuccess;
+  if (shared_bytes > kSharedBytes) {
+    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
+  }
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(static_cast<unsigned>(blocks));
   config.blockDim = dim3(static_cast<unsigned>(threads));
   config.dynamicSmemBytes = shared_bytes;
   config.stream = stream;
-  const cudaError_t error = cudaLaunchKernelEx(&config, kernel, arguments...);
+  if (error == cudaSuccess) error = cudaLaunchKernelEx(&config, kernel, arguments...);
   if (error == cudaSuccess) return nullptr;
   (void)cudaGetLastError();
   return cudaGetErrorString(error);

@@ -5,7 +5,7 @@
 
 namespace dcgan_fast::cuda {
 
-constexpr int kThreads = 256;  // of every block here: 8 warps
+constexpr int kThreads = 256;  // of a block, where nothing asks for another number: 8 warps
 constexpr int kWarps = kThreads / kWarpSize;
 
 // What a thread holds for K columns side by side; reduce_rows() merges them.
@@ -87,11 +87,11 @@ struct Moments {
   }
 };
 
-// A block is `lanes` threads wide (a power of two, at most a warp) and kThreads / lanes rows tall.
-// Merges every column over the rows: rows of a warp by halving, then the warps in turn. Thread
-// t < lanes * K gets column t, the others nothing of use. `scratch` has kWarps * lanes * K places and
-// is free again after the block's next barrier.
-template <typename Value>
+// A block of kBlockWarps warps is `lanes` threads wide (a power of two, at most a warp). Merges every
+// column over the rows: rows of a warp by halving, then the warps in turn. Thread t < lanes * K gets
+// column t, the others nothing of use. `scratch` has kBlockWarps * lanes * K places and is free again
+// after the block's next barrier.
+template <int kBlockWarps = kWarps, typename Value>
 __device__ typename Value::Column reduce_rows(Value own, int lanes, typename Value::Column* scratch) {
   constexpr int K = Value::kColumns;
   for (int distance = kWarpSize / 2; distance >= lanes; distance /= 2) {
@@ -107,7 +107,7 @@ __device__ typename Value::Column reduce_rows(Value own, int lanes, typename Val
   typename Value::Column total;
   if (thread < columns) {
     total = scratch[thread];
-    for (int w = 1; w < kWarps; w++) total.merge(scratch[w * columns + thread]);
+    for (int w = 1; w < kBlockWarps; w++) total.merge(scratch[w * columns + thread]);
   }
   return total;
 }

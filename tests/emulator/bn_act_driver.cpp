@@ -1,72 +1,20 @@
-// Calls the bn_act launchers, compiled for the emulator, with what conftest.py sends: a line of
-// name=number pairs on standard input, then the arrays as bytes. Answers on standard output with a line
-// ("ok", "refused: ..." from a launcher, "fault: ..." from the emulator) and the results as bytes.
+// Calls the bn_act launchers, compiled for the emulator.
 #include <sys/mman.h>
 
-#include <cstdlib>
-#include <cstring>
-#include <iostream>
-#include <map>
-#include <sstream>
-#include <stdexcept>
-#include <string>
+#include <algorithm>
 #include <vector>
 
-#include "../../csrc/cuda/bn_act.h"
-#include "emulator.h"
+#include "driver.h"
 
 namespace {
 
 using namespace dcgan_fast::cuda;
+using emulator::answer;
+using emulator::Array;
+using emulator::bytes_of;
 
-// Device memory of exactly the size asked for, so that AddressSanitizer guards its end. `shift` bytes
-// off the 16-byte alignment that torch's allocator gives; filled with NaNs.
-class Array {
- public:
-  Array() = default;
-  Array(size_t bytes, size_t shift = 0) : bytes_(bytes) {
-    if (posix_memalign(&memory_, 16, bytes + shift)) throw std::bad_alloc();
-    data_ = static_cast<char*>(memory_) + shift;
-    std::memset(data_, 0xff, bytes);
-  }
-  Array(Array&& other) { *this = std::move(other); }
-  Array& operator=(Array&& other) {
-    std::swap(memory_, other.memory_);
-    std::swap(data_, other.data_);
-    std::swap(bytes_, other.bytes_);
-    return *this;
-  }
-  ~Array() { std::free(memory_); }
-
-  Array& receive() {
-    std::cin.read(data_, static_cast<std::streamsize>(bytes_));
-    return *this;
-  }
-  void send() const { std::cout.write(data_, static_cast<std::streamsize>(bytes_)); }
-  void* data() const { return data_; }
-  float* floats() const { return reinterpret_cast<float*>(data_); }
-
- private:
-  void* memory_ = nullptr;
-  char* data_ = nullptr;  // null: the argument is not given
-  size_t bytes_ = 0;
-};
-
-size_t bytes_of(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
-
-struct Request {
-  std::map<std::string, double> numbers;
-
-  explicit Request(const std::string& line) {
-    std::istringstream words(line);
-    for (std::string word; words >> word;) {
-      const size_t equals = word.find('=');
-      numbers[word.substr(0, equals)] = std::stod(word.substr(equals + 1));
-    }
-  }
-  double number(const std::string& name) const { return numbers.at(name); }
-  int64_t integer(const std::string& name) const { return static_cast<int64_t>(number(name)); }
-  bool flag(const std::string& name) const { return number(name) != 0; }
+struct Request : emulator::Request {
+  using emulator::Request::Request;
 
   BnActShape shape() const {
     return {integer("batch"),
@@ -74,8 +22,8 @@ struct Request {
             integer("spatial"),
             integer("stat_groups"),
             flag("channels_last"),
-            static_cast<DType>(integer("dtype")),
-            static_cast<DType>(integer("param_dtype"))};
+            dtype("dtype"),
+            dtype("param_dtype")};
   }
   size_t x_bytes() const {
     const BnActShape s = shape();
@@ -94,8 +42,6 @@ struct Request {
   }
   Array statistic() const { return Array(static_cast<size_t>(shape().stat_groups * shape().channels) * sizeof(float)); }
 };
-
-void answer(const char* error) { std::cout << (error ? std::string("refused: ") + error : std::string("ok")) << '\n'; }
 
 void forward(const Request& request) {
   Array x = request.like_x(), y = request.like_x();
@@ -216,28 +162,8 @@ void far_end(const Request& request) {
   munmap(y, bytes);
 }
 
-void serve(const std::string& line) {
-  const size_t space = line.find(' ');
-  const std::string what = line.substr(0, space);
-  const Request request(line.substr(space));
-  emulator::set_schedule(static_cast<emulator::Schedule>(request.integer("schedule")),
-                         static_cast<uint64_t>(request.integer("seed")));
-  if (what == "forward") return forward(request);
-  if (what == "backward") return backward(request);
-  if (what == "far_end") return far_end(request);
-  throw std::runtime_error("unknown request " + what);
-}
-
 }  // namespace
 
 int main() {
-  std::ios::sync_with_stdio(false);
-  for (std::string line; std::getline(std::cin, line);) {
-    try {
-      serve(line);
-    } catch (const std::exception& error) {  // emulator::Error above all
-      std::cout << "fault: " << error.what() << '\n';
-    }
-    std::cout.flush();
-  }
+  return emulator::serve<Request>({{"forward", forward}, {"backward", backward}, {"far_end", far_end}});
 }

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))  # for pytest's --import-mode=importlib
+# For pytest's --import-mode=importlib: this folder, and tests/ for accuracy.py.
+sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[:2]]
 
-from emulator_harness import CXX, KERNELS, SANITIZERS, Builder, Emulated  # noqa: E402
+from emulator_harness import CXX, KERNELS, Builder, Emulated  # noqa: E402
 
 collect_ignore_glob: list[str] = []
 if CXX is None:
@@ -30,21 +30,13 @@ def builder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 @pytest.fixture(scope="session")
 def start(builder: Builder) -> Iterator[Callable[..., Emulated]]:
-    """start(sanitizer, kernels): a new process with the kernels of that folder."""
+    """start(class, sanitizer, kernels): a new process with that class's op in the kernels of that folder."""
     started: list[Emulated] = []
 
-    def start(sanitizer: str = "plain", kernels: Path = KERNELS) -> Emulated:
-        started.append(Emulated(builder.driver(sanitizer, kernels)))
+    def start(kind: type[Emulated], sanitizer: str = "plain", kernels: Path = KERNELS) -> Emulated:
+        started.append(kind(builder.driver(kind.OP, sanitizer, kernels)))
         return started[-1]
 
     yield start
     for emulated in started:
         emulated.kill()
-
-
-@pytest.fixture(scope="session")
-def emulated(builder: Builder, start: Callable[..., Emulated]) -> Emulated:
-    """The kernels without a sanitizer. Builds those with one as well, two at a time."""
-    with ThreadPoolExecutor(2) as pool:
-        list(pool.map(builder.driver, SANITIZERS))
-    return start()

@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
+#include <map>
 #include <memory>
 #include <numeric>
 #include <random>
@@ -13,13 +15,15 @@
 #include <vector>
 
 #include "fiber.h"
+#include "tensor_core.h"
 
 namespace emulator {
 namespace {
 
 constexpr int kLanes = 32;
 constexpr unsigned kMostThreads = 1024;
-constexpr size_t kMostSharedBytes = 48 << 10;  // without asking for more, as on the device
+constexpr size_t kSharedBytes = 48 << 10;      // without asking for more, as on the device
+constexpr size_t kMostSharedBytes = 99 << 10;  // what every device from sm_80 on gives
 constexpr int64_t kCrews = 3;
 constexpr unsigned kRedraw = 512;  // switches between new warp priorities, on average
 
@@ -34,6 +38,11 @@ struct Thread {
   uint32_t mask = 0;
   uint64_t value = 0;
   int source = 0;
+  void* operands = nullptr;
+  // Copies that may still be going on: of the group that is open, and of the closed ones, oldest first.
+  std::vector<Copy> open;
+  std::deque<std::vector<Copy>> closed;
+  std::vector<uintptr_t> sources;  // of all its copies in turn, null where nothing was read
 };
 
 struct Warp {
@@ -49,6 +58,7 @@ struct Settings {
   Schedule schedule = Schedule::kInOrder;
   uint64_t seed = 1;
   int64_t last_blocks = -1;
+  std::map<const void*, size_t> shared_bytes;  // of the kernels that asked for more
 } settings;
 
 // A barrier's happens-before lies in two places in turns: a thread that is fast to the next barrier
@@ -91,6 +101,10 @@ class Block {
   void barrier(Site site);
   void sync_warp(uint32_t mask, Site site);
   uint64_t exchange(const char* name, uint32_t mask, uint64_t value, int source, Site site);
+  // All lanes meet; the last one to come does `together` with the operands of all.
+  void meet_all(const char* name, void* operands, void (*together)(void* const (&lanes)[kLanes]), Site site);
+  void check_shared(const char* name, const void* from, size_t bytes, Site site);
+  bool starts_at_once(const Copy& copy, Site site);
   void thread_main();
 
   Index grid, size, index{};
@@ -106,6 +120,7 @@ class Block {
   }
 
   void renew_shared_memory();
+  void count_sectors();
   int pick();
   int pick_lane(uint32_t ready);
   void wait(const char* what, Site site);
@@ -209,6 +224,9 @@ void Block::run(Index block_index) {
     thread.index = {n % size.x, n / size.x % size.y, n / (size.x * size.y)};
     thread.linear = i;
     thread.finished = false;
+    thread.open.clear();
+    thread.closed.clear();
+    thread.sources.clear();
     warps_[i / kLanes].ready |= 1u << i % kLanes;
     warps_[i / kLanes].exited &= ~(1u << i % kLanes);
     thread.fiber = &fiber_of(counters().blocks, i);
@@ -231,8 +249,27 @@ void Block::run(Index block_index) {
     throw Error(error_ + " [block " + std::to_string(index.x) + "," + std::to_string(index.y) + "," +
                 std::to_string(index.z) + "]");
   }
+  count_sectors();
   counters().blocks++;
   counters().threads += count_;
+}
+
+// The nth copies of a warp's lanes are one instruction: copies are switched off by `valid`, not by branches.
+void Block::count_sectors() {
+  constexpr uintptr_t kSector = 32;
+  for (int first = 0; first < count_; first += kLanes) {
+    const int last = std::min(first + kLanes, count_);
+    for (size_t n = 0; n < threads_[first].sources.size(); n++) {
+      std::vector<uintptr_t> sectors;
+      for (int i = first; i < last; i++) {
+        if (n >= threads_[i].sources.size() || !threads_[i].sources[n]) continue;
+        counters().copied_bytes += 16;
+        sectors.push_back(threads_[i].sources[n] / kSector);
+      }
+      std::sort(sectors.begin(), sectors.end());
+      counters().copied_sectors += std::unique(sectors.begin(), sectors.end()) - sectors.begin();
+    }
+  }
 }
 
 void Block::thread_main() {
@@ -335,6 +372,52 @@ uint64_t Block::exchange(const char* name, uint32_t mask, uint64_t value, int so
   return current->value;
 }
 
+void Block::meet_all(const char* name, void* operands, void (*together)(void* const (&lanes)[kLanes]), Site site) {
+  current->operands = operands;
+  if (!meet(name, ~0u, site)) return;
+  void* lanes[kLanes];
+  for (int l = 0; l < kLanes; l++) lanes[l] = thread(warp(), l).operands;
+  together(lanes);
+}
+
+void Block::check_shared(const char* name, const void* from, size_t bytes, Site site) {
+  const auto* at = static_cast<const unsigned char*>(from);
+  if (at < shared || at + bytes > shared + shared_bytes_) {
+    fail(std::string(name) + " at " + name_of(site) + ": the address is not in shared memory");
+  }
+  if (reinterpret_cast<uintptr_t>(from) % bytes) {
+    fail(std::string(name) + " at " + name_of(site) + ": the address is not aligned to " + std::to_string(bytes));
+  }
+}
+
+bool Block::starts_at_once(const Copy& copy, Site site) {
+  const Unwatched unwatched;  // the books are kept on the thread, but they are not its own
+  check_shared("cp.async", copy.to, 16, site);
+  if (reinterpret_cast<uintptr_t>(copy.from) % 16) fail("cp.async at " + name_of(site) + ": the source is not aligned to 16");
+  current->sources.push_back(copy.valid ? reinterpret_cast<uintptr_t>(copy.from) : 0);
+  if (settings.schedule != Schedule::kInOrder && random_() % 2) return true;
+  current->open.push_back(copy);
+  return false;
+}
+
+// A warp's load is served in passes: of 4 bytes a lane all lanes at once, of 16 bytes eight at a time, unless two
+// different words lie in one of the 32 banks.
+void count_conflicts(const uintptr_t (&addresses)[kLanes], size_t bytes) {
+  const int at_once = std::min<int>(kLanes, 128 / bytes);
+  counters().shared_loads++;
+  for (int first = 0; first < kLanes; first += at_once) {
+    std::vector<uintptr_t> words;
+    for (int l = first; l < first + at_once; l++) {
+      for (size_t i = 0; i < bytes / 4; i++) words.push_back(addresses[l] / 4 + i);
+    }
+    std::sort(words.begin(), words.end());
+    words.erase(std::unique(words.begin(), words.end()), words.end());
+    int in_bank[32] = {}, most = 1;
+    for (const uintptr_t word : words) most = std::max(most, ++in_bank[word % 32]);
+    counters().bank_conflicts += most - 1;
+  }
+}
+
 std::vector<int64_t> block_order(int64_t blocks, std::mt19937_64& random) {
   const int64_t count = settings.last_blocks < 0 ? blocks : std::min(settings.last_blocks, blocks);
   std::vector<int64_t> order(count);
@@ -369,12 +452,82 @@ uint64_t exchange(const char* name, uint32_t mask, uint64_t value, int source, S
   return running->exchange(name, mask, value, source, site);
 }
 
-bool launch(Index grid, Index size, size_t shared_bytes, const std::function<void()>& body) {
+void mma(Operand operand, float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Site site) {
+  Fragments own{operand, d, a, b};
+  running->meet_all("mma", &own, [](void* const (&lanes)[kLanes]) {
+    counters().products++;
+    multiply(reinterpret_cast<Fragments* const (&)[kLanes]>(lanes));
+  }, site);
+}
+
+void exchange_rows(uint32_t (&r)[4], const MatrixRow& own, bool transposed, Site site) {
+  running->check_shared("ldmatrix", own.address, sizeof(own.words), site);
+  struct Operands {
+    uint32_t (&r)[4];
+    const MatrixRow& row;
+    bool transposed;
+  } operands{r, own, transposed};
+  running->meet_all("ldmatrix", &operands, [](void* const (&lanes)[kLanes]) {
+    const auto lane = [&](int l) -> Operands& { return *static_cast<Operands*>(lanes[l]); };
+    uintptr_t addresses[kLanes];
+    for (int l = 0; l < kLanes; l++) addresses[l] = reinterpret_cast<uintptr_t>(lane(l).row.address);
+    count_conflicts(addresses, 16);
+    for (int q = 0; q < 4; q++) {
+      for (int l = 0; l < kLanes; l++) {
+        const int g = l / 4, t = l % 4;
+        const auto element = [&](int row) {  // of column g
+          return lane(8 * q + row).row.words[g / 2] >> g % 2 * 16 & 0xffff;
+        };
+        lane(l).r[q] = lane(l).transposed ? element(2 * t) | element(2 * t + 1) << 16 : lane(8 * q + g).row.words[t];
+      }
+    }
+  }, site);
+}
+
+void count_shared_load(const void* from, size_t bytes, Site site) {
+  running->check_shared("load_shared", from, bytes, site);
+  struct Operands {
+    uintptr_t address;
+    size_t bytes;
+  } operands{reinterpret_cast<uintptr_t>(from), bytes};
+  running->meet_all("load_shared", &operands, [](void* const (&lanes)[kLanes]) {
+    uintptr_t addresses[kLanes];
+    for (int l = 0; l < kLanes; l++) addresses[l] = static_cast<Operands*>(lanes[l])->address;
+    count_conflicts(addresses, static_cast<Operands*>(lanes[0])->bytes);
+  }, site);
+}
+
+bool starts_at_once(const Copy& copy, Site site) { return running->starts_at_once(copy, site); }
+
+void close_copies() {
+  const Unwatched unwatched;
+  Thread& thread = *running->current;
+  thread.closed.push_back(std::move(thread.open));
+  thread.open.clear();
+}
+
+bool next_copy(int latest, Copy& copy) {
+  const Unwatched unwatched;
+  auto& closed = running->current->closed;
+  while (static_cast<int>(closed.size()) > latest && closed.front().empty()) closed.pop_front();
+  if (static_cast<int>(closed.size()) <= latest) return false;
+  copy = closed.front().back();
+  closed.front().pop_back();
+  return true;
+}
+
+bool allow_shared_memory(const void* kernel, size_t bytes) {
+  if (bytes > kMostSharedBytes) return false;
+  settings.shared_bytes[kernel] = bytes;
+  return true;
+}
+
+bool launch(const void* kernel, Index grid, Index size, size_t shared_bytes, const std::function<void()>& body) {
   const int64_t plane = static_cast<int64_t>(grid.x) * grid.y, blocks = plane * grid.z;
   const uint64_t threads = static_cast<uint64_t>(size.x) * size.y * size.z;
-  if (blocks == 0 || threads == 0 || threads > kMostThreads || shared_bytes > kMostSharedBytes) {
-    return false;
-  }
+  const auto allowed = settings.shared_bytes.find(kernel);
+  const size_t most_shared = allowed == settings.shared_bytes.end() ? kSharedBytes : allowed->second;
+  if (blocks == 0 || threads == 0 || threads > kMostThreads || shared_bytes > most_shared) return false;
   counters().launches++;
   Block block(grid, size, shared_bytes, body);
   for (const int64_t b : block_order(blocks, block.random())) {

@@ -27,6 +27,9 @@ void set_last_blocks(int64_t count);
 
 struct Counters {
   uint64_t launches = 0, blocks = 0, threads = 0, switches = 0;
+  uint64_t products = 0;                             // mma of a warp
+  uint64_t shared_loads = 0, bank_conflicts = 0;     // ldmatrix and load_shared of a warp; passes more than they need
+  uint64_t copied_bytes = 0, copied_sectors = 0;     // cp.async: bytes of global memory, and 32-byte sectors they lie in
 };
 Counters& counters();
 
@@ -65,7 +68,58 @@ void sync_warp(uint32_t mask, Site site);
 // Gives `value` to the other lanes of `mask` and returns that of lane `source`. Orders no memory.
 uint64_t exchange(const char* name, uint32_t mask, uint64_t value, int source, Site site);
 
+// Lets `kernel` have more shared memory than the 48 KB that need no leave. False: more than any device has.
+bool allow_shared_memory(const void* kernel, size_t bytes);
+
 // Runs a kernel, `body` once for each thread. False: the device would refuse the configuration.
-bool launch(Index grid, Index block, size_t shared_bytes, const std::function<void()>& body);
+bool launch(const void* kernel, Index grid, Index block, size_t shared_bytes, const std::function<void()>& body);
+
+// --- for csrc/cuda/ptx.cuh, which says what these instructions do ---
+
+enum class Operand { kBFloat16, kFloat16, kTf32 };
+void mma(Operand operand, float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Site site);
+uint32_t to_tf32(float value);
+
+struct MatrixRow {
+  uint32_t words[4];
+  const void* address;
+};
+void exchange_rows(uint32_t (&r)[4], const MatrixRow& own, bool transposed, Site site);
+void count_shared_load(const void* from, size_t bytes, Site site);
+
+// A copy may happen at once or as late as the thread waits for it; which, the schedule decides.
+struct Copy {
+  void* to;
+  const void* from;
+  bool valid;
+};
+bool starts_at_once(const Copy& copy, Site site);  // else it is in the thread's queue
+void close_copies();
+bool next_copy(int latest, Copy& copy);  // takes one that must be done when all but `latest` groups are
+
+// What follows reads and writes a kernel's memory: here, so that the sanitizers see whose access it is. Words are
+// volatile, for g++ instruments no small memcpy that it expands.
+inline void load_matrices(uint32_t (&r)[4], const void* row, bool transposed, Site site) {
+  MatrixRow own;
+  own.address = row;
+  for (int i = 0; i < 4; i++) own.words[i] = static_cast<const volatile uint32_t*>(row)[i];
+  exchange_rows(r, own, transposed, site);
+}
+
+inline void perform(const Copy& copy) {
+  for (int i = 0; i < 4; i++) {
+    static_cast<volatile uint32_t*>(copy.to)[i] = copy.valid ? static_cast<const volatile uint32_t*>(copy.from)[i] : 0;
+  }
+}
+
+inline void copy_later(void* to, const void* from, bool valid, Site site) {
+  const Copy copy{to, from, valid};
+  for (int i = 0; i < 4; i++) static_cast<volatile uint32_t*>(to)[i] = ~0u;  // NaNs until it is waited for
+  if (starts_at_once(copy, site)) perform(copy);
+}
+
+inline void finish_copies(int latest) {
+  for (Copy copy; next_copy(latest, copy);) perform(copy);
+}
 
 }  // namespace emulator

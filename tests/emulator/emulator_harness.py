@@ -1,8 +1,7 @@
-"""Builds the CUDA kernels for the emulator, once per state of the sources, and calls them."""
+"""Builds the CUDA kernels for the emulator, once per state of the sources, and talks to the programs that call them."""
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import math
 import os
@@ -20,7 +19,7 @@ KERNELS = EMULATOR.parents[1] / "csrc" / "cuda"
 CXX = shutil.which(os.environ.get("CXX", "g++"))
 
 COMMON_FLAGS = ["-std=c++17", "-g1", "-Wall", "-Wextra", "-Wno-unknown-pragmas"]
-SCHEDULER = ["emulator.cpp", "fiber.cpp"]
+SCHEDULER = ["emulator.cpp", "fiber.cpp", "tensor_core.cpp"]
 # Optimising takes longer under AddressSanitizer than it saves, but ThreadSanitizer is half blind
 # without: there, g++ does not instrument the assignment of a struct.
 SANITIZERS = {
@@ -51,11 +50,13 @@ class Builder:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def driver(self, sanitizer: str = "plain", kernels: Path = KERNELS) -> Path:
-        """The program that calls the launchers in the .cu files of `kernels`."""
-        objects = self._objects(["bn_act_driver.cpp"], sanitizer)
-        objects += [self._object(source, sanitizer, kernels) for source in kernels.glob("*.cu")]
-        return self._program("bn_act", sanitizer, objects)
+    def driver(self, op: str, sanitizer: str = "plain", kernels: Path = KERNELS) -> Path:
+        """The program that calls an op's launchers in the .cu files of `kernels`."""
+        objects = self._objects([f"{op}_driver.cpp"], sanitizer)
+        objects += [
+            self._object(source, sanitizer, kernels) for source in sorted(kernels.glob(f"{op}*.cu"))
+        ]
+        return self._program(op, sanitizer, objects)
 
     def self_test(self, sanitizer: str) -> Path:
         """The program that tests the emulator."""
@@ -106,66 +107,13 @@ class Fault(Exception):
     """The emulator or a sanitizer found this wrong with a kernel."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Case:
-    """One call of bn_act, forward and backward: sizes, types and options, in `bn_act.h`'s words."""
-
-    batch: int
-    channels: int
-    spatial: int = 1
-    channels_last: bool = True
-    dtype: torch.dtype = torch.float32
-    param_dtype: torch.dtype = torch.float32
-    activation: str = "relu"
-    negative_slope: float = 0.2
-    training: bool = True
-    stat_groups: int = 1
-    affine: bool = True
-    running: bool = True
-    momentum: float = 0.1
-    eps: float = 1e-5
-    misaligned_elements: int = 0
-    in_place: bool = False
-    mean: float = 0.5
-    std: float = 2.0
-
-    def __str__(self) -> str:
-        """What differs from the defaults."""
-        words = []
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if value != field.default:
-                words.append(f"{field.name}={str(value).removeprefix('torch.')}")
-        return " ".join(words)
-
-    def inputs(self, seed: int = 0) -> dict[str, torch.Tensor | None]:
-        """x, dy (N, C, S) and parameters (C,), of the case's types, the same for the same seed."""
-        random = torch.Generator().manual_seed(seed)
-
-        def normal(*shape: int, mean: float = 0.0, std: float = 1.0) -> torch.Tensor:
-            return torch.randn(*shape, generator=random, dtype=torch.float64) * std + mean
-
-        size, c = (self.batch, self.channels, self.spatial), self.channels
-        given = {
-            "x": normal(*size, mean=self.mean, std=self.std).to(self.dtype),
-            "dy": normal(*size).to(self.dtype),
-            "weight": normal(c, mean=1.0, std=0.3).to(self.param_dtype),
-            "bias": normal(c, std=0.5).to(self.param_dtype),
-            "running_mean": normal(c, mean=self.mean).to(self.param_dtype),
-            "running_var": (normal(c).abs() + self.std**2 / 2).to(self.param_dtype),
-        }
-        if not self.affine:
-            given["weight"] = given["bias"] = None
-        if not self.running:
-            given["running_mean"] = given["running_var"] = None
-        return given
-
-
 Tensors = dict[str, torch.Tensor]
 
 
 class Emulated:
-    """The launchers of bn_act, run by the emulator in a process of its own."""
+    """An op's launchers, run by the emulator in a process of its own."""
+
+    OP: str
 
     def __init__(self, program: Path) -> None:
         # Fibers that a fault left unfinished never free what they hold.
@@ -193,7 +141,7 @@ class Emulated:
         self._report.seek(0)
         return Fault(self._report.read().decode(errors="replace"))
 
-    def _call(self, what: str, numbers: dict[str, float], arrays: Iterable[bytes]) -> None:
+    def call(self, what: str, numbers: dict[str, float], arrays: Iterable[bytes]) -> None:
         assert self._process.stdin and self._process.stdout
         words = " ".join(f"{name}={float(value)!r}" for name, value in numbers.items())
         try:
@@ -212,7 +160,7 @@ class Emulated:
             self._process.wait()
             raise self._fault()
 
-    def _receive(self, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
+    def receive(self, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
         assert self._process.stdout
         size = math.prod(shape) * dtype.itemsize
         data = bytearray(self._process.stdout.read(size))
@@ -220,92 +168,3 @@ class Emulated:
         if size == 0:
             return torch.empty(shape, dtype=dtype)
         return torch.frombuffer(data, dtype=dtype).reshape(shape)
-
-    @staticmethod
-    def _numbers(case: Case, schedule: str, seed: int) -> dict[str, float]:
-        names = "batch channels spatial channels_last training stat_groups negative_slope momentum"
-        numbers = {name: getattr(case, name) for name in f"{names} eps in_place".split()}
-        numbers["misaligned_elements"] = case.misaligned_elements
-        numbers["dtype"] = DTYPES.index(case.dtype)
-        numbers["param_dtype"] = DTYPES.index(case.param_dtype)
-        numbers["activation"] = ACTIVATIONS.index(case.activation)
-        numbers["weight"] = numbers["bias"] = case.affine
-        numbers["running"] = case.running
-        return numbers | {"schedule": SCHEDULES[schedule], "seed": seed}
-
-    @staticmethod
-    def _to_memory(case: Case, tensor: torch.Tensor | None) -> bytes:
-        if tensor is None:
-            return b""
-        if tensor.dim() == 3 and case.channels_last:
-            tensor = tensor.transpose(1, 2)
-        return tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes()
-
-    def _receive_like_x(self, case: Case) -> torch.Tensor:
-        n, c, s = case.batch, case.channels, case.spatial
-        if case.channels_last:
-            return self._receive(case.dtype, (n, s, c)).transpose(1, 2)
-        return self._receive(case.dtype, (n, c, s))
-
-    def forward(
-        self,
-        case: Case,
-        given: dict[str, torch.Tensor | None],
-        schedule: str = "in_order",
-        seed: int = 1,
-    ) -> Tensors:
-        """y, mean, rstd and the running statistics after launch_bn_act_forward()."""
-        names = ["x", "weight", "bias", "running_mean", "running_var"]
-        arrays = [self._to_memory(case, given[name]) for name in names]
-        self._call("forward", self._numbers(case, schedule, seed), arrays)
-        result = {"y": self._receive_like_x(case)}
-        for name in ("mean", "rstd"):
-            result[name] = self._receive(torch.float32, (case.stat_groups, case.channels))
-        for name in ("running_mean", "running_var"):
-            if case.running:
-                result[name] = self._receive(case.param_dtype, (case.channels,))
-        return result
-
-    def backward(
-        self,
-        case: Case,
-        given: dict[str, torch.Tensor | None],
-        statistics: Tensors,
-        schedule: str = "in_order",
-        seed: int = 1,
-        wanted: Iterable[str] = ("dx", "dweight", "dbias"),
-    ) -> Tensors:
-        """dx, dweight and dbias after launch_bn_act_backward(), those that are wanted."""
-        wanted = set(wanted) if case.affine else set(wanted) & {"dx"}
-        numbers = self._numbers(case, schedule, seed)
-        numbers |= {name: name in wanted for name in ("dx", "dweight", "dbias")}
-        given = {**given, **statistics}
-        names = ["dy", "x", "weight", "bias", "mean", "rstd"]
-        self._call("backward", numbers, [self._to_memory(case, given[name]) for name in names])
-        result = {"dx": self._receive_like_x(case)} if "dx" in wanted else {}
-        for name in ("dweight", "dbias"):
-            if name in wanted:
-                result[name] = self._receive(case.param_dtype, (case.channels,))
-        return result
-
-    def both(
-        self,
-        case: Case,
-        given: dict[str, torch.Tensor | None] | None = None,
-        schedule: str = "in_order",
-        seed: int = 1,
-    ) -> Tensors:
-        """Everything that forward() and backward() return."""
-        given = case.inputs() if given is None else given
-        forward = self.forward(case, given, schedule, seed)
-        return forward | self.backward(case, given, forward, schedule, seed)
-
-    def far_end(self, case: Case, tail: torch.Tensor) -> Tensors:
-        """The last elements of y and dx, and the last channel's mean and rstd, of an input of zeros
-        that ends in `tail` and is too large to process: only each kernel's last block runs."""
-        bytes_ = tail.view(torch.uint8).numpy().tobytes()
-        numbers = self._numbers(case, "in_order", 1) | {"tail_bytes": len(bytes_)}
-        self._call("far_end", numbers, [bytes_])
-        y, dx = (self._receive(case.dtype, tuple(tail.shape)) for _ in range(2))
-        mean, rstd = (self._receive(torch.float32, ()) for _ in range(2))
-        return {"y": y, "dx": dx, "mean": mean, "rstd": rstd}

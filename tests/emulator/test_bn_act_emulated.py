@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 import torch.nn.functional as F
+from bn_act_emulated import Case, EmulatedBnAct
 from emulator_harness import (
     ACTIVATIONS,
     DTYPES,
+    SANITIZERS,
     SCHEDULES,
-    Case,
+    Builder,
     Emulated,
     Refused,
     Tensors,
@@ -25,6 +28,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 f32, bf16, f16 = DTYPES
+
+
+@pytest.fixture(scope="module")
+def emulated(builder: Builder, start: Callable[..., Emulated]) -> EmulatedBnAct:
+    """The kernels without a sanitizer. Builds those with one as well, two at a time."""
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda sanitizer: builder.driver("bn_act", sanitizer), SANITIZERS))
+    return start(EmulatedBnAct)
 
 
 def activate(z: torch.Tensor, case: Case) -> torch.Tensor:
@@ -149,7 +160,7 @@ CASES = [
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_values(emulated: Emulated, case: Case) -> None:
+def test_values(emulated: EmulatedBnAct, case: Case) -> None:
     inputs = case.inputs()
     assert_right(case, inputs, emulated.both(case, inputs))
 
@@ -158,7 +169,7 @@ def test_values(emulated: Emulated, case: Case) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_values_of_every_activation(
-    emulated: Emulated, activation: str, dtype: torch.dtype, channels_last: bool
+    emulated: EmulatedBnAct, activation: str, dtype: torch.dtype, channels_last: bool
 ) -> None:
     for training in (True, False):
         case = Case(
@@ -182,7 +193,7 @@ def test_values_of_every_activation(
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(data=st.data())
-def test_values_of_any_shape(emulated: Emulated, data: st.DataObject) -> None:
+def test_values_of_any_shape(emulated: EmulatedBnAct, data: st.DataObject) -> None:
     groups = data.draw(st.integers(1, 3))
     dtype = data.draw(st.sampled_from(DTYPES))
     case = Case(
@@ -205,7 +216,7 @@ def test_values_of_any_shape(emulated: Emulated, data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("channels_last", [True, False])
-def test_large_mean(emulated: Emulated, channels_last: bool) -> None:
+def test_large_mean(emulated: EmulatedBnAct, channels_last: bool) -> None:
     case = Case(16, 8, 100, channels_last, activation="none", mean=1e4, std=1.0)
     inputs = case.inputs()
     result = emulated.both(case, inputs)
@@ -217,7 +228,7 @@ def test_large_mean(emulated: Emulated, channels_last: bool) -> None:
 
 
 @pytest.mark.parametrize("channels_last", [True, False])
-def test_outlier_first(emulated: Emulated, channels_last: bool) -> None:
+def test_outlier_first(emulated: EmulatedBnAct, channels_last: bool) -> None:
     """Values are taken relative to the group's first: nothing may hang on that being a good one."""
     case = Case(16, 4, 100, channels_last, activation="none")
     inputs = case.inputs()
@@ -231,7 +242,7 @@ def test_outlier_first(emulated: Emulated, channels_last: bool) -> None:
 @pytest.mark.parametrize("channels_last", [True, False])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_constant_channels_have_no_variance(
-    emulated: Emulated, dtype: torch.dtype, channels_last: bool
+    emulated: EmulatedBnAct, dtype: torch.dtype, channels_last: bool
 ) -> None:
     case = Case(6, 8, 77, channels_last, dtype, activation="none")
     inputs = case.inputs()
@@ -243,7 +254,7 @@ def test_constant_channels_have_no_variance(
     assert all(tensor.isfinite().all() for tensor in result.values())
 
 
-def test_one_value_a_channel(emulated: Emulated) -> None:
+def test_one_value_a_channel(emulated: EmulatedBnAct) -> None:
     case = Case(2, 8, 1, stat_groups=2)
     inputs = case.inputs()
     result = emulated.both(case, inputs)
@@ -254,7 +265,7 @@ def test_one_value_a_channel(emulated: Emulated) -> None:
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("case", [Case(0, 8, 4, stat_groups=2), Case(3, 5, 0), Case(4, 0, 3)])
-def test_empty(emulated: Emulated, case: Case, training: bool) -> None:
+def test_empty(emulated: EmulatedBnAct, case: Case, training: bool) -> None:
     case = dataclasses.replace(case, training=training)
     inputs = case.inputs()
     result = emulated.both(case, inputs)
@@ -267,7 +278,7 @@ def test_empty(emulated: Emulated, case: Case, training: bool) -> None:
 
 
 @pytest.mark.parametrize("channels_last", [True, False])
-def test_groups_are_calls_in_turn(emulated: Emulated, channels_last: bool) -> None:
+def test_groups_are_calls_in_turn(emulated: EmulatedBnAct, channels_last: bool) -> None:
     case = Case(12, 10, 14, channels_last, bf16, bf16, stat_groups=3, momentum=0.3)
     inputs = case.inputs()
     together = emulated.both(case, inputs)
@@ -283,7 +294,7 @@ def test_groups_are_calls_in_turn(emulated: Emulated, channels_last: bool) -> No
         assert torch.equal(together[name], parts[-1][name]), name
 
 
-def test_signs_of_zero_and_infinities(emulated: Emulated) -> None:
+def test_signs_of_zero_and_infinities(emulated: EmulatedBnAct) -> None:
     """In eval mode, elementwise: what PyTorch's activations make of special values, and of none."""
     special = [0.0, -3.0, 1.0, -1.0, torch.inf, -torch.inf, torch.nan, -1e-30]
     for activation in ACTIVATIONS:
@@ -307,7 +318,7 @@ def test_signs_of_zero_and_infinities(emulated: Emulated) -> None:
             assert torch.equal(result["y"].signbit()[finite], y.detach().signbit()[finite])
 
 
-def test_huge_values_do_not_turn_into_nan(emulated: Emulated) -> None:
+def test_huge_values_do_not_turn_into_nan(emulated: EmulatedBnAct) -> None:
     """Squares overflow: the variance is infinite and the output the bias, as PyTorch has it."""
     case = Case(6, 8, 30, activation="none", mean=0.0, std=1e25)
     inputs = case.inputs()
@@ -318,7 +329,7 @@ def test_huge_values_do_not_turn_into_nan(emulated: Emulated) -> None:
 
 @pytest.mark.parametrize("wanted", [{"dx"}, {"dweight"}, {"dbias"}, {"dweight", "dbias"}, set()])
 @pytest.mark.parametrize("training", [True, False])
-def test_only_wanted_gradients(emulated: Emulated, wanted: set[str], training: bool) -> None:
+def test_only_wanted_gradients(emulated: EmulatedBnAct, wanted: set[str], training: bool) -> None:
     case = Case(6, 12, 10, training=training, stat_groups=2)
     inputs = case.inputs()
     forward = emulated.forward(case, inputs)
@@ -339,13 +350,13 @@ def test_only_wanted_gradients(emulated: Emulated, wanted: set[str], training: b
         (Case(4, 4, 2, training=False, running=False), "eval mode needs running statistics"),
     ],
 )
-def test_rules(emulated: Emulated, case: Case, rule: str) -> None:
+def test_rules(emulated: EmulatedBnAct, case: Case, rule: str) -> None:
     with pytest.raises(Refused, match=rule):
         emulated.forward(case, case.inputs())
 
 
 @pytest.mark.parametrize("channels_last", [True, False])
-def test_more_than_2_to_the_32_elements(emulated: Emulated, channels_last: bool) -> None:
+def test_more_than_2_to_the_32_elements(emulated: EmulatedBnAct, channels_last: bool) -> None:
     case = Case(4, 8, 2**27 + 8, channels_last, bf16, activation="none")
     n = case.batch * case.spatial
     tail = (torch.arange(1, 9) * 1e3).to(bf16)  # the last row, or the end of the last plane
@@ -363,7 +374,7 @@ def test_more_than_2_to_the_32_elements(emulated: Emulated, channels_last: bool)
 
 
 @pytest.mark.parametrize("case", CASES[:20:3], ids=str)
-def test_same_bits_under_every_schedule(emulated: Emulated, case: Case) -> None:
+def test_same_bits_under_every_schedule(emulated: EmulatedBnAct, case: Case) -> None:
     inputs = case.inputs()
     first = emulated.both(case, inputs)
     for schedule in SCHEDULES:
@@ -373,10 +384,10 @@ def test_same_bits_under_every_schedule(emulated: Emulated, case: Case) -> None:
 
 @pytest.mark.parametrize("sanitizer", ["tsan", "asan"])
 def test_sanitizers_are_silent(
-    emulated: Emulated, start: Callable[..., Emulated], sanitizer: str
+    emulated: EmulatedBnAct, start: Callable[..., Emulated], sanitizer: str
 ) -> None:
     """No race and no access out of bounds or out of line, and the same bits as without."""
-    watched = start(sanitizer)
+    watched = start(EmulatedBnAct, sanitizer)
     for case in CASES:
         if case.channels <= 40:  # fewer blocks
             inputs = case.inputs()

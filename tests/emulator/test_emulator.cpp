@@ -6,6 +6,7 @@
 
 #include <cmath>
 #include <cstdio>
+#include <array>
 #include <functional>
 #include <string>
 #include <vector>
@@ -121,9 +122,80 @@ __global__ void warp_race_kernel(float* out, bool synchronise) {
   out[threadIdx.x] = shared_floats()[other];
 }
 
+// D = A B of one warp: A 16 x 16 and B 16 x 8 of bfloat16 in shared memory, row-major, loaded by ldmatrix.
+__global__ void product_kernel(const uint16_t* in, float* out, int skew, bool wait) {
+  uint16_t* shared = reinterpret_cast<uint16_t*>(emulator::dynamic_shared_memory());
+  const int lane = threadIdx.x;
+  for (int chunk = lane; chunk < 16 * 2 + 16; chunk += 32) {  // rows of A are two chunks, those of B one
+    emulator::copy_later(shared + chunk * (8 + skew), in + chunk * 8, true, emulator::Site::caller());
+  }
+  emulator::close_copies();
+  if (wait) emulator::finish_copies(0);
+  __syncwarp();
+  uint32_t a[4], b[4];
+  float d[4] = {};
+  emulator::load_matrices(a, shared + (lane % 16 * 2 + lane / 16) * (8 + skew), false, emulator::Site::caller());
+  emulator::load_matrices(b, shared + (32 + lane % 16) * (8 + skew), true, emulator::Site::caller());
+  const uint32_t column[2] = {b[0], b[1]};
+  emulator::mma(emulator::Operand::kBFloat16, d, a, column, emulator::Site::caller());
+  for (int i = 0; i < 4; i++) out[(lane / 4 + i / 2 * 8) * 8 + lane % 4 * 2 + i % 2] = d[i];
+}
+
+__global__ void lone_product_kernel() {
+  float d[4];
+  const uint32_t a[4] = {}, b[2] = {};
+  if (threadIdx.x < 16) emulator::mma(emulator::Operand::kTf32, d, a, b, emulator::Site::caller());
+}
+
+__global__ void misaligned_copy_kernel(const char* in) {
+  emulator::copy_later(emulator::dynamic_shared_memory(), in + 4, true, emulator::Site::caller());
+}
+
+void test_tensor_cores() {
+  std::vector<uint16_t> in(16 * 16 + 16 * 8);
+  std::vector<float> values(in.size());
+  for (size_t i = 0; i < in.size(); i++) {
+    values[i] = static_cast<float>(static_cast<int>(i * 37 % 101) - 50);
+    in[i] = __float2bfloat16(values[i]).bits;
+  }
+  std::vector<float> exact(128), out(128);
+  for (int m = 0; m < 16; m++) {
+    for (int n = 0; n < 8; n++) {
+      for (int k = 0; k < 16; k++) exact[m * 8 + n] += values[m * 16 + k] * values[256 + k * 8 + n];
+    }
+  }
+  bool right = true;
+  for (const Schedule schedule : {Schedule::kInOrder, Schedule::kRandomThreads}) {
+    emulator::set_schedule(schedule, 5);
+    emulator::counters() = {};
+    run(1, 32, 1024, product_kernel, in.data(), out.data(), 0, true);
+    right &= out == exact;
+  }
+  emulator::set_schedule(Schedule::kInOrder);
+  expect(right, "copies, matrix loads and a product of a warp");
+  expect(emulator::counters().copied_bytes == 768 && emulator::counters().copied_sectors == 24,
+         "bytes and sectors of copies are counted");
+  // Rows of A are 32 bytes apart: eight of them lie in half of the banks. Rows of B are neighbours.
+  expect(emulator::counters().shared_loads == 2 && emulator::counters().bank_conflicts == 4,
+         "bank conflicts are counted");
+  emulator::counters() = {};
+  run(1, 32, 2048, product_kernel, in.data(), out.data(), 8, true);
+  expect(out == exact && emulator::counters().bank_conflicts > 4, "and depend on the places of rows");
+  run(1, 32, 1024, product_kernel, in.data(), out.data(), 0, false);
+  expect(std::isnan(out[0]), "what is copied and not waited for are NaNs");
+  expect(contains(fault([] { run(1, 32, 0, lone_product_kernel); }), "mma at test_emul"),
+         "a product that some lanes do not reach is named");
+  expect(contains(fault([&] { run(1, 32, 64, misaligned_copy_kernel, reinterpret_cast<const char*>(in.data())); }),
+                  "not aligned"),
+         "a copy from an address that is not aligned is named");
+  expect(cudaFuncSetAttribute(product_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, 99 << 10) == cudaSuccess &&
+             cudaFuncSetAttribute(product_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, 100 << 10) != cudaSuccess,
+         "a kernel may ask for as much shared memory as every device has");
+}
+
 void test_running() {
   std::vector<int> index(128, -1);
-  emulator::launch({2, 1, 1}, {8, 8, 1}, 0, [&] { index_kernel(index.data()); });
+  emulator::launch(nullptr, {2, 1, 1}, {8, 8, 1}, 0, [&] { index_kernel(index.data()); });
   expect(index[64 + 8 * 3 + 5] == 1305, "threads and blocks know their indices");
 
   std::vector<float> in(256, 1.f);
@@ -258,6 +330,7 @@ int main(int count, char** arguments) {
   test_running();
   test_faults();
   test_schedules();
+  test_tensor_cores();
   test_types();
   return failures > 0;
 }

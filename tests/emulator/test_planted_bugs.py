@@ -10,7 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from emulator_harness import KERNELS, Builder, Case, Emulated, Fault
+from bn_act_emulated import Case, EmulatedBnAct
+from emulator_harness import KERNELS, Builder, Emulated, Fault
 from test_bn_act_emulated import assert_right, assert_same
 
 CASES = [
@@ -21,13 +22,13 @@ CASES = [
 ]
 
 
-def check_values(emulated: Emulated) -> None:
+def check_values(emulated: EmulatedBnAct) -> None:
     for case in CASES:
         inputs = case.inputs()
         assert_right(case, inputs, emulated.both(case, inputs))
 
 
-def check_order(emulated: Emulated) -> None:
+def check_order(emulated: EmulatedBnAct) -> None:
     check_values(emulated)  # else there would be no need to look further
     for case in CASES:
         first = emulated.both(case)
@@ -35,7 +36,7 @@ def check_order(emulated: Emulated) -> None:
             assert_same(first, emulated.both(case, None, "random_warps", seed))
 
 
-def check_sanitizer(emulated: Emulated) -> None:
+def check_sanitizer(emulated: EmulatedBnAct) -> None:
     for case in CASES:
         emulated.both(case, None, "random_warps")
     emulated.close()
@@ -200,18 +201,15 @@ def plant(bug: Bug, folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def planted(
-    builder: Builder, emulated: Emulated, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, Path]:
-    """The kernels' folder of each bug; those without one under "nothing". All else that the
-    programs consist of is there, once `emulated` is."""
+def planted(builder: Builder, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The kernels' folder of each bug; those without one under "nothing"."""
     folder = tmp_path_factory.mktemp("planted")
     none = Bug("nothing", "bn_act.cuh", "#pragma once\n", "#pragma once\n", "")
     folders = {bug.name: plant(bug, folder) for bug in [*BUGS, none]}
     wanted = {(CHECKS[bug.caught_by][0], folders[bug.name]) for bug in BUGS}
     wanted |= {(build, folders["nothing"]) for build, _, _ in CHECKS.values()}
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda arguments: builder.driver(*arguments), wanted))
+        list(pool.map(lambda arguments: builder.driver("bn_act", *arguments), wanted))
     return folders
 
 
@@ -219,7 +217,7 @@ def planted(
 def test_bug_is_caught(bug: Bug, planted: dict[str, Path], start: Callable[..., Emulated]) -> None:
     build, check, failure = CHECKS[bug.caught_by]
     with pytest.raises(failure):
-        check(start(build, planted[bug.name]))
+        check(start(EmulatedBnAct, build, planted[bug.name]))
 
 
 @pytest.mark.parametrize("kind", CHECKS)
@@ -227,4 +225,4 @@ def test_kernels_without_a_bug_pass(
     kind: str, planted: dict[str, Path], start: Callable[..., Emulated]
 ) -> None:
     build, check, _ = CHECKS[kind]
-    check(start(build, planted["nothing"]))
+    check(start(EmulatedBnAct, build, planted["nothing"]))

@@ -63,6 +63,12 @@ constexpr T max(T a, T b) {
   return a < b ? b : a;
 }
 
+inline float __uint_as_float(unsigned bits) {
+  float value;
+  std::memcpy(&value, &bits, sizeof(value));
+  return value;
+}
+
 inline void __syncthreads(emulator::Site site = emulator::Site::caller()) { emulator::barrier(site); }
 
 inline void __syncwarp(unsigned mask = ~0u, emulator::Site site = emulator::Site::caller()) {
@@ -130,13 +136,21 @@ struct cudaLaunchConfig_t {
   CUstream_st* stream = nullptr;
 };
 
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
+template <typename... Parameters>
+cudaError_t cudaFuncSetAttribute(void (*kernel)(Parameters...), cudaFuncAttribute, int bytes) {
+  return emulator::allow_shared_memory(reinterpret_cast<const void*>(kernel), bytes) ? cudaSuccess
+                                                                                     : cudaErrorInvalidConfiguration;
+}
+
 // Runs the kernel to its end before it returns: one legal behaviour of a stream.
 template <typename... Parameters, typename... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
                                Arguments&&... arguments) {
   const std::tuple<std::remove_const_t<Parameters>...> copies(arguments...);
   const dim3 &grid = config->gridDim, &block = config->blockDim;
-  const bool ran = emulator::launch({grid.x, grid.y, grid.z}, {block.x, block.y, block.z}, config->dynamicSmemBytes,
+  const bool ran = emulator::launch(reinterpret_cast<const void*>(kernel), {grid.x, grid.y, grid.z},
+                                    {block.x, block.y, block.z}, config->dynamicSmemBytes,
                                     [&] { std::apply(kernel, copies); });
   return ran ? cudaSuccess : cudaErrorInvalidConfiguration;
 }

@@ -1,0 +1,259 @@
+// Convolution: how the work of a call is cut, and what is launched.
+#include <algorithm>
+
+#include "conv.h"
+#include "conv_launch.cuh"
+
+namespace dcgan_fast::cuda {
+
+extern template struct ConvKernels<HalfStep<__nv_bfloat16>>;
+extern template struct ConvKernels<HalfStep<__half>>;
+extern template struct ConvKernels<Tf32Step>;
+extern template struct ConvKernels<Tf32x3Step>;
+extern template struct ConvKernels<FmaStep>;
+
+namespace {
+
+// Blocks that fill the largest GPU of today twice (132 SMs): where tiles are fewer, their depth is split. A constant,
+// not the device's number of SMs: results do not depend on where they are computed.
+constexpr int64_t kTargetBlocks = 264;
+constexpr int64_t kLeastSteps = 8;  // of a part of the depth: below, putting sums aside costs more than it gains
+constexpr int64_t kMostIndex = INT32_MAX;
+constexpr const char* kMisaligned = "maps and weights must be aligned to 16 bytes";
+
+bool is_strict(const ConvShape& s) { return s.dtype == DType::kFloat32 && s.precision != Precision::kTf32; }
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+int element_bytes(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
+int chunk(DType dtype) { return kAccessBytes / element_bytes(dtype); }
+int stage_depth(DType dtype) { return kStageDepthBytes / element_bytes(dtype); }
+
+bool aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % kAccessBytes == 0; }
+
+int64_t pixels(const ConvGrid& grid) { return grid.height * grid.width; }
+int64_t taps(const ConvShape& shape) { return shape.kernel[0] * shape.kernel[1]; }
+
+// Every pixel of one map meets every pixel of the other once: one coarse pixel, or rather none but channels. What a
+// generator begins with and a discriminator ends with.
+bool is_dense(const ConvShape& s) {
+  return pixels(s.coarse) == 1 && !s.padding[0] && !s.padding[1] && s.kernel[0] == s.fine.height &&
+         s.kernel[1] == s.fine.width;
+}
+
+// The same memory as a shape that wastes nothing: of a dense layer the fine pixels are channels.
+ConvShape canonical(ConvShape s) {
+  if (is_dense(s)) {
+    s.fine = {1, 1, pixels(s.fine) * s.fine.channels};
+    for (int axis = 0; axis < 2; axis++) s.kernel[axis] = s.stride[axis] = 1;
+  }
+  return s;
+}
+
+ConvAxis axis_of(const ConvShape& s, bool vertical, bool up) {
+  const int64_t fine = vertical ? s.fine.height : s.fine.width, coarse = vertical ? s.coarse.height : s.coarse.width;
+  const int axis = vertical ? 0 : 1;
+  return {static_cast<int>(up ? coarse : fine), static_cast<int>(up ? fine : coarse), static_cast<int>(s.kernel[axis]),
+          static_cast<int>(s.stride[axis]), static_cast<int>(s.padding[axis])};
+}
+
+// How a call of launch_conv() is cut, of a canonical shape.
+struct ForwardPlan {
+  ConvLaunch call;
+  bool wide;
+  int64_t blocks;  // without the parts of the depth
+  size_t bytes;    // of the partial sums
+};
+
+ForwardPlan plan_forward(const ConvShape& s, Direction direction, int64_t groups) {
+  const bool up = direction == Direction::kUp;
+  const ConvGrid &in = up ? s.coarse : s.fine, &out = up ? s.fine : s.coarse;
+  ForwardPlan plan = {};
+  ConvLaunch& call = plan.call;
+  call.y = axis_of(s, true, up);
+  call.x = axis_of(s, false, up);
+  call.in_channels = static_cast<int>(in.channels);
+  call.out_channels = static_cast<int>(out.channels);
+  call.group_images = static_cast<int>(s.batch / groups);
+  call.access = in.channels % chunk(s.dtype)       ? Access::kElements
+                : s.fine.channels % chunk(s.dtype) ? Access::kWeightElements
+                                                   : Access::kChunks;
+  call.phases_y = up ? call.y.stride : 1;
+  call.phases_x = up ? call.x.stride : 1;
+  plan.wide = !is_strict(s) && call.access == Access::kChunks && out.channels > kNarrowColumns;
+  const int64_t columns = plan.wide ? kWideColumns : kNarrowColumns;
+  const int64_t rows =
+      call.group_images * ceil_div(call.y.output, call.phases_y) * ceil_div(call.x.output, call.phases_x);
+  call.tiles = static_cast<int>(ceil_div(rows, kBlockRows));
+  call.column_tiles = static_cast<int>(ceil_div(out.channels, columns));
+  plan.blocks = groups * call.tiles * call.phases() * call.column_tiles;
+  const int64_t phase_taps = ceil_div(s.kernel[0], call.phases_y) * ceil_div(s.kernel[1], call.phases_x);
+  const int64_t depth = stage_depth(s.dtype);
+  const int64_t steps = call.access == Access::kElements ? ceil_div(phase_taps * in.channels, depth)
+                                                         : phase_taps * ceil_div(in.channels, depth);
+  const int64_t wanted = plan.blocks ? kTargetBlocks / plan.blocks : 1;
+  call.splits = static_cast<int>(std::max<int64_t>(1, std::min(wanted, steps / kLeastSteps)));
+  if (call.splits > 1) plan.bytes = sizeof(float) * plan.blocks * call.splits * kBlockRows * columns;
+  return plan;
+}
+
+struct WeightGradPlan {
+  WeightGradLaunch call;
+  bool wide;
+  size_t bytes;
+};
+
+WeightGradPlan plan_weight_grad(const ConvShape& s) {
+  WeightGradPlan plan = {};
+  WeightGradLaunch& call = plan.call;
+  call.y = axis_of(s, true, false);
+  call.x = axis_of(s, false, false);
+  call.fine_channels = static_cast<int>(s.fine.channels);
+  call.coarse_channels = static_cast<int>(s.coarse.channels);
+  call.pixels = static_cast<int>(s.batch * pixels(s.coarse));
+  call.by_chunks = s.fine.channels % chunk(s.dtype) == 0 && s.coarse.channels % chunk(s.dtype) == 0;
+  call.merged = !call.by_chunks && s.fine.channels < kNarrowColumns / 2;
+  const int64_t columns = s.fine.channels * (call.merged ? taps(s) : 1);
+  plan.wide = !is_strict(s) && call.by_chunks && columns > kNarrowColumns;
+  const int64_t block_columns = plan.wide ? kWideColumns : kNarrowColumns;
+  call.row_tiles = static_cast<int>(ceil_div(s.coarse.channels, kBlockRows));
+  call.column_tiles = static_cast<int>(ceil_div(columns, block_columns));
+  const int64_t depth = stage_depth(s.dtype), steps = ceil_div(call.pixels, depth);
+  const int64_t wanted = std::max<int64_t>(1, std::min<int64_t>(kTargetBlocks / call.tiles(), steps / kLeastSteps));
+  call.split_pixels = static_cast<int>(std::max<int64_t>(1, ceil_div(steps, wanted)) * depth);
+  call.splits = static_cast<int>(std::max<int64_t>(1, ceil_div(call.pixels, call.split_pixels)));
+  if (call.splits > 1)
+    plan.bytes = sizeof(float) * static_cast<int64_t>(call.tiles()) * call.splits * kBlockRows * block_columns;
+  return plan;
+}
+
+// Calls run(step), of the type that multiplies such a shape.
+template <typename Run>
+const char* with_step(const ConvShape& shape, const Run& run) {
+  switch (shape.dtype) {
+    case DType::kBFloat16:
+      return run(HalfStep<__nv_bfloat16>());
+    case DType::kFloat16:
+      return run(HalfStep<__half>());
+    default:
+      break;
+  }
+  switch (shape.precision) {
+    case Precision::kTf32:
+      return run(Tf32Step());
+    case Precision::kTf32x3:
+      return run(Tf32x3Step());
+    default:
+      return run(FmaStep());
+  }
+}
+
+// Pixels that a kernel of the coarse grid's size reaches at most; every fine pixel in it or not.
+const char* check_shape(const ConvShape& s) {
+  if (s.batch < 0) return "a size is negative";
+  for (const ConvGrid& grid : {s.fine, s.coarse}) {
+    if (grid.height < 1 || grid.width < 1 || grid.channels < 1) return "a map is empty";
+    if (std::max(grid.height, grid.width) > (1 << 24)) return "a map is longer than 2^24 pixels";
+    if (s.batch * pixels(grid) > kMostIndex) return "the maps have more than 2^31 - 1 pixels";
+    if (grid.channels * taps(s) > kMostIndex) return "the weight has more than 2^31 - 1 taps of a channel";
+  }
+  for (int axis = 0; axis < 2; axis++) {
+    if (s.kernel[axis] < 1 || s.stride[axis] < 1 || s.padding[axis] < 0) return "kernel, stride or padding";
+    if (std::max({s.kernel[axis], s.stride[axis], s.padding[axis]}) > (1 << 24)) return "kernel, stride or padding";
+  }
+  for (const bool vertical : {true, false}) {
+    const ConvAxis a = axis_of(s, vertical, false);
+    if ((a.output - 1) * static_cast<int64_t>(a.stride) + a.kernel > a.input + 2 * static_cast<int64_t>(a.padding)) {
+      return "the grids do not fit the kernel, stride and padding";
+    }
+  }
+  if (s.dtype != DType::kFloat32 && s.dtype != DType::kBFloat16 && s.dtype != DType::kFloat16)
+    return "the type of 'input' is not supported";
+  return nullptr;
+}
+
+const char* check(const ConvForward& args) {
+  if (const char* error = check_shape(args.shape)) return error;
+  if (args.stat_groups < 1 || args.shape.batch % args.stat_groups) return "'stat_groups' must divide the batch";
+  if (!(args.eps >= 0)) return "'eps' must be at least 0";
+  if (!args.tile_moments != !args.tile_counts) return "'tile_moments' and 'tile_counts' must be given together";
+  if (args.tile_moments && conv_tiles(args.shape, args.direction, args.stat_groups) == 0)
+    return "this shape has no tiles that lie within a channel";
+  const bool changes = args.mean || args.var || args.bn_weight || args.bias || args.activation != Activation::none;
+  if (args.tile_moments && changes) return "statistics are of what has no affine map and no activation";
+  if (args.param_dtype != args.shape.dtype && args.param_dtype != DType::kFloat32)
+    return "parameters must be float32 or of the type of 'input'";
+  if (args.shape.batch && !(args.input && args.weight && args.output)) return "a map or the weight is null";
+  return nullptr;
+}
+
+}  // namespace
+
+size_t conv_workspace_bytes(const ConvShape& shape, Direction direction, int64_t stat_groups) {
+  if (check_shape(shape) || stat_groups < 1) return kAccessBytes;
+  return std::max<size_t>(kAccessBytes, plan_forward(canonical(shape), direction, stat_groups).bytes);
+}
+
+size_t conv_weight_grad_workspace_bytes(const ConvShape& shape) {
+  if (check_shape(shape)) return kAccessBytes;
+  return std::max<size_t>(kAccessBytes, plan_weight_grad(canonical(shape)).bytes);
+}
+
+int64_t conv_tiles(const ConvShape& shape, Direction direction, int64_t stat_groups) {
+  if (check_shape(shape) || stat_groups < 1) return 0;
+  if (direction == Direction::kUp && is_dense(shape) && pixels(shape.fine) > 1) return 0;  // a channel is many columns
+  const ForwardPlan plan = plan_forward(canonical(shape), direction, stat_groups);
+  return plan.call.tiles * plan.call.phases();
+}
+
+const char* launch_conv(const ConvForward& args, CUstream_st* stream) {
+  if (const char* error = check(args)) return error;
+  if (args.shape.batch == 0) return nullptr;
+  const ConvShape shape = canonical(args.shape);
+  ForwardPlan plan = plan_forward(shape, args.direction, args.stat_groups);
+  ConvLaunch& call = plan.call;
+  if (plan.bytes && !args.workspace) return "'workspace' is null";
+  if (!aligned(args.input) || !aligned(args.weight) || !aligned(args.output)) return kMisaligned;
+  call.input = args.input;
+  call.weight = args.weight;
+  call.partials = static_cast<float*>(args.workspace);
+  Finish& finish = call.finish;
+  finish.output = args.output;
+  finish.channels = call.out_channels;
+  finish.parameter_channels = args.direction == Direction::kUp ? args.shape.fine.channels : args.shape.coarse.channels;
+  finish.by_chunks = call.out_channels % chunk(shape.dtype) == 0;
+  finish.mean = args.mean;
+  finish.var = args.var;
+  finish.bn_weight = args.bn_weight;
+  finish.bias = args.bias;
+  finish.param_dtype = args.param_dtype;
+  finish.eps = static_cast<float>(args.eps);
+  finish.activation = args.activation;
+  finish.negative_slope = args.negative_slope;
+  finish.moments = static_cast<float2*>(args.tile_moments);
+  finish.counts = args.tile_counts;
+  finish.tiles = call.tiles * call.phases();
+  return with_step(shape, [&](auto step) {
+    return ConvKernels<decltype(step)>::forward(call, args.direction, plan.wide, plan.blocks, stream);
+  });
+}
+
+const char* launch_conv_weight_grad(const ConvWeightGrad& args, CUstream_st* stream) {
+  if (const char* error = check_shape(args.shape)) return error;
+  const ConvShape shape = canonical(args.shape);
+  if (!args.grad || (shape.batch && !(args.fine && args.coarse))) return "a map or the gradient is null";
+  WeightGradPlan plan = plan_weight_grad(shape);
+  WeightGradLaunch& call = plan.call;
+  if (plan.bytes && !args.workspace) return "'workspace' is null";
+  if (!aligned(args.fine) || !aligned(args.coarse) || !aligned(args.grad)) return kMisaligned;
+  call.fine = args.fine;
+  call.coarse = args.coarse;
+  call.partials = static_cast<float*>(args.workspace);
+  call.finish.output = args.grad;
+  call.finish.channels = call.fine_channels * (call.merged ? call.taps() : 1);
+  call.finish.parameter_channels = call.finish.channels;
+  call.finish.by_chunks = call.finish.channels % chunk(shape.dtype) == 0;
+  return with_step(shape, [&](auto step) { return ConvKernels<decltype(step)>::weight_grad(call, plan.wide, stream); });
+}
+
+}  // namespace dcgan_fast::cuda

@@ -1,0 +1,83 @@
+// Strided convolution on CUDA, plain and transposed, and its weight gradient: the launchers.
+//
+// The words are those of cpu/conv.h: a convolution and a transposed convolution are one linear map and its transpose
+// between a fine grid of pixels and a coarse one. Coarse pixel i meets fine pixel i * stride - padding + k through
+// weight[coarse channel, k, fine channel]. conv2d runs it down (fine to coarse), conv_transpose2d up; the data gradient
+// of each is the other's forward, and the weight gradient is one function of the two maps for both.
+//
+// As bn_act.h: no torch header, no allocation, no synchronisation, no state; results are a function of the arguments
+// alone, bit for bit, whatever the device.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "../activation.h"
+#include "bn_act.h"
+
+namespace dcgan_fast::cuda {
+
+enum class Direction : int32_t { kDown, kUp };
+
+// How float32 is multiplied. The others have no choice: bfloat16 and float16 products are exact in float.
+enum class Precision : int32_t {
+  kTf32,    // operands rounded to 11 bits
+  kTf32x3,  // each operand as two tf32: float32's accuracy on tensor cores
+  kFma,     // float32's own multiply-add, without tensor cores
+};
+
+struct ConvGrid {
+  int64_t height, width, channels;
+};
+
+struct ConvShape {
+  int64_t batch;                             // N; may be 0
+  ConvGrid fine, coarse;                     // of the maps, dense NHWC
+  int64_t kernel[2], stride[2], padding[2];  // (vertical, horizontal)
+  DType dtype;                               // of the maps and of the weight
+  Precision precision;                       // where dtype is kFloat32
+};
+
+struct ConvForward {
+  ConvShape shape;
+  Direction direction;  // kDown: fine -> coarse, kUp: coarse -> fine
+  const void* input;    // [N, height, width, channels] of the grid that is read, dtype
+  const void* weight;   // [coarse channels, kernel[0], kernel[1], fine channels], dtype
+  void* output;         // as input, of the other grid; every pixel is written
+  void* workspace;      // conv_workspace_bytes() bytes, 16-byte aligned; uninitialised
+
+  // On the way out, per channel c of the output:
+  //     y = act((x - mean[c]) * scale[c] + bias[c]),   scale = weight / sqrt(var + eps)
+  const void* mean;       // [C], param_dtype; null means zeros
+  const void* var;        // [C], param_dtype; null means a scale of bn_weight alone
+  const void* bn_weight;  // [C], param_dtype; null means ones
+  const void* bias;       // [C], param_dtype; null means zeros
+  DType param_dtype;      // kFloat32, or the same as shape.dtype
+  double eps;             // >= 0
+  Activation activation;
+  float negative_slope;  // of leaky_relu
+
+  // Statistics of what is stored, by tiles that lie within a statistics group each: what bn_act.h takes as tile_moments
+  // and tile_counts, conv_tiles() of them a group. Null: not wanted.
+  int64_t stat_groups;  // G >= 1, a divisor of N
+  void* tile_moments;   // [G, tiles, C] pairs of float: mean, sum of squared deviations from it
+  float* tile_counts;   // [G, tiles]: pixels of the tile; 0 for some
+};
+
+struct ConvWeightGrad {
+  ConvShape shape;
+  const void* fine;    // [N, height, width, channels], dtype: the map or its gradient
+  const void* coarse;  // as fine
+  void* grad;          // [coarse channels, kernel[0], kernel[1], fine channels], dtype; written, not added to
+  void* workspace;     // conv_weight_grad_workspace_bytes() bytes, 16-byte aligned; uninitialised
+};
+
+size_t conv_workspace_bytes(const ConvShape& shape, Direction direction, int64_t stat_groups);
+size_t conv_weight_grad_workspace_bytes(const ConvShape& shape);
+int64_t conv_tiles(const ConvShape& shape, Direction direction, int64_t stat_groups);
+
+// Both return null, or a static string that says what is wrong (then nothing was launched), or CUDA's own words.
+const char* launch_conv(const ConvForward& args, CUstream_st* stream);
+const char* launch_conv_weight_grad(const ConvWeightGrad& args, CUstream_st* stream);
+
+}  // namespace dcgan_fast::cuda

@@ -1,0 +1,204 @@
+// What happens to a block's sums: put aside and added where the depth is split, then the affine map, the activation,
+// rounding, 16-byte stores and statistics. By way of shared memory, for accumulators lie in rows of 8 bytes.
+#pragma once
+
+#include "activation.cuh"
+#include "matrix.cuh"
+
+namespace dcgan_fast::cuda {
+
+struct Finish {
+  void* output;  // its lines of `channels` elements
+  int64_t channels;
+  int64_t parameter_channels;  // below repeat after so many: a line may be several pixels
+  bool by_chunks;              // 16 bytes at a time
+  // y = act((x - mean) * scale + bias), all null for nothing of the sort; conv.h has the words.
+  const void *mean, *var, *bn_weight, *bias;
+  DType param_dtype;
+  float eps;
+  Activation activation;
+  float negative_slope;
+  // [G, tiles, channels] and [G, tiles], or null.
+  float2* moments;
+  float* counts;
+  int64_t tiles;
+
+  __host__ __device__ bool changes() const {
+    return mean || var || bn_weight || bias || activation != Activation::none;
+  }
+};
+
+template <class Shape>
+constexpr int finish_bytes() {
+  constexpr int kAffineRows = 3;
+  return static_cast<int>(sizeof(float)) * Shape::kColumns * (Shape::kRows + kAffineRows);
+}
+
+// Accumulators in the workspace, a thread's beside its neighbours': [part][fragment][thread] of 16 bytes.
+template <class Shape>
+__device__ float* partial_at(float* partials, int64_t part, int fragment) {
+  constexpr int64_t kFragments = Shape::kFragmentsDown * Shape::kFragmentsAcross;
+  return partials + ((part * kFragments + fragment) * Shape::kThreads + threadIdx.x) * 4;
+}
+
+template <class Shape>
+__device__ void put_aside(const Accumulators<Shape>& sums, float* partials, int64_t part) {
+#pragma unroll
+  for (int i = 0; i < Shape::kFragmentsDown; i++) {
+#pragma unroll
+    for (int j = 0; j < Shape::kFragmentsAcross; j++) {
+      Vec<float, 4> four;
+#pragma unroll
+      for (int e = 0; e < 4; e++) four.at[e] = sums.at[i][j][e];
+      store(partial_at<Shape>(partials, part, i * Shape::kFragmentsAcross + j), four);
+    }
+  }
+}
+
+template <class Shape>
+__device__ void add_parts(Accumulators<Shape>& sums, float* partials, int64_t first, int count) {
+#pragma unroll 1  // a part's loads are many already
+  for (int part = 0; part < count; part++) {
+#pragma unroll
+    for (int i = 0; i < Shape::kFragmentsDown; i++) {
+#pragma unroll
+      for (int j = 0; j < Shape::kFragmentsAcross; j++) {
+        const auto four = load<4>(partial_at<Shape>(partials, first + part, i * Shape::kFragmentsAcross + j));
+#pragma unroll
+        for (int e = 0; e < 4; e++) sums.at[i][j][e] += four.at[e];
+      }
+    }
+  }
+}
+
+// A block's sums as floats in shared memory, row by row; the places of 16-byte chunks are permuted, so that neither the
+// eight rows of a fragment nor the chunks of a row meet in a bank.
+template <class Shape>
+struct Staging {
+  float* data = reinterpret_cast<float*>(shared_memory());
+
+  __device__ float* at(int row, int column) const {
+    return data + row * Shape::kColumns + ((column / 4) ^ (row % 8 * 2)) * 4 + column % 4;
+  }
+  __device__ void put(const Accumulators<Shape>& sums) const {
+    const int warp = threadIdx.x / kWarpSize, lane = threadIdx.x % kWarpSize;
+#pragma unroll
+    for (int i = 0; i < Shape::kFragmentsDown; i++) {
+#pragma unroll
+      for (int j = 0; j < Shape::kFragmentsAcross; j++) {
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+          const int row = Shape::warp_row(warp) + 16 * i + 8 * half + lane / 4;
+          const int column = Shape::warp_column(warp) + 8 * j + lane % 4 * 2;
+          store(at(row, column), Vec<float, 2>{{sums.at[i][j][2 * half], sums.at[i][j][2 * half + 1]}});
+        }
+      }
+    }
+  }
+  // N (4 or 8) neighbours in a row.
+  template <int N>
+  __device__ Vec<float, N> get(int row, int column) const {
+    Vec<float, N> values;
+#pragma unroll
+    for (int i = 0; i < N; i += 4) {
+      const auto four = load<4>(static_cast<const float*>(at(row, column + i)));
+#pragma unroll
+      for (int e = 0; e < 4; e++) values.at[i + e] = four.at[e];
+    }
+    return values;
+  }
+};
+
+// For a block without rows: empty statistics.
+template <class Shape>
+__device__ void finish_nothing(const Finish& to, int64_t group, int64_t tile, int64_t first_column) {
+  if (!to.moments) return;
+  const int64_t at = group * to.tiles + tile, channel = first_column + threadIdx.x;
+  if (threadIdx.x < Shape::kColumns && channel < to.channels)
+    to.moments[at * to.channels + channel] = make_float2(0.f, 0.f);
+  if (threadIdx.x == 0 && first_column == 0) to.counts[at] = 0.f;
+}
+
+// `rows` rows of the sums become lines of the output: line_of(row) elements from its start, at channel first_column.
+template <typename T, class Shape, class LineOf>
+__device__ void finish(const Accumulators<Shape>& sums, const Finish& to, int64_t group, int64_t tile,
+                       int64_t first_column, int rows, const LineOf& line_of) {
+  constexpr int kChunk = kAccessBytes / sizeof(T), kLanes = Shape::kColumns / kChunk;
+  constexpr int kRowsApart = Shape::kThreads / kLanes;
+  static_assert(kLanes <= kWarpSize && Shape::kColumns <= Shape::kThreads);
+  const Staging<Shape> staging;
+  float* table = staging.data + Shape::kRows * Shape::kColumns;  // [mean, scale, bias][columns]
+  staging.put(sums);
+  const bool changes = to.changes();
+  if (changes && threadIdx.x < Shape::kColumns) {
+    const bool exists = first_column + threadIdx.x < to.channels;
+    const int64_t channel = (first_column + threadIdx.x) % to.parameter_channels;
+    float scale = exists && to.bn_weight ? load_parameter(to.bn_weight, channel, to.param_dtype) : 1.f;
+    if (exists && to.var) scale *= 1.f / sqrtf(load_parameter(to.var, channel, to.param_dtype) + to.eps);
+    table[threadIdx.x] = exists && to.mean ? load_parameter(to.mean, channel, to.param_dtype) : 0.f;
+    table[threadIdx.x + Shape::kColumns] = scale;
+    table[threadIdx.x + 2 * Shape::kColumns] =
+        exists && to.bias ? load_parameter(to.bias, channel, to.param_dtype) : 0.f;
+  }
+  __syncthreads();
+
+  const int lane = threadIdx.x % kLanes, first_row = threadIdx.x / kLanes, column = lane * kChunk;
+  const int64_t channel = first_column + column;
+  const int64_t channels = min(to.channels - channel, static_cast<int64_t>(kChunk));  // that exist, or less than none
+  const Activate<false> clip(to.activation, to.negative_slope);
+  const Activate<true> bend(to.activation, to.negative_slope);
+  T* const output = static_cast<T*>(to.output) + channel;
+  Moments<kChunk> moments;
+#pragma unroll 2
+  for (int row = first_row; row < rows; row += kRowsApart) {
+    auto values = staging.template get<kChunk>(row, column);
+    if (changes) {
+#pragma unroll
+      for (int i = 0; i < kChunk; i++) {
+        const float* numbers = table + column + i;
+        const float z = fmaf(values.at[i] - numbers[0], numbers[Shape::kColumns], numbers[2 * Shape::kColumns]);
+        values.at[i] = is_smooth(to.activation) ? bend(z) : clip(z);
+      }
+    }
+    Vec<T, kChunk> stored;
+#pragma unroll
+    for (int i = 0; i < kChunk; i++) {
+      stored.at[i] = from_float<T>(values.at[i]);
+      moments.mean[i] += to_float(stored.at[i]);
+    }
+    moments.n += 1.f;
+    T* const line = output + line_of(row);
+    if (to.by_chunks) {
+      if (channels > 0) store(line, stored);
+    } else {
+#pragma unroll
+      for (int i = 0; i < kChunk; i++) {
+        if (i < channels) line[i] = stored.at[i];
+      }
+    }
+  }
+  if (!to.moments) return;
+
+  // Of the values as they are stored: the mean of the thread's rows, then their deviations from it.
+  const float share = moments.n > 0.f ? 1.f / moments.n : 0.f;
+#pragma unroll
+  for (int i = 0; i < kChunk; i++) moments.mean[i] *= share;
+  for (int row = first_row; row < rows; row += kRowsApart) {
+    const auto values = staging.template get<kChunk>(row, column);
+#pragma unroll
+    for (int i = 0; i < kChunk; i++) {
+      const float deviation = to_float(from_float<T>(values.at[i])) - moments.mean[i];
+      moments.m2[i] = fmaf(deviation, deviation, moments.m2[i]);
+    }
+  }
+  __syncthreads();  // the scratch lies where the sums are
+  Moments<1>* scratch = reinterpret_cast<Moments<1>*>(shared_memory());
+  const Moments<1> all = reduce_rows<Shape::kWarps>(moments, kLanes, scratch);
+  const int64_t at = group * to.tiles + tile, own = first_column + threadIdx.x;
+  if (threadIdx.x < Shape::kColumns && own < to.channels) {
+    to.moments[at * to.channels + own] = make_float2(all.mean[0], all.m2[0]);
+  }
+  if (threadIdx.x == 0 && first_column == 0) to.counts[at] = all.n;
+}
+
+}  // namespace dcgan_fast::cuda

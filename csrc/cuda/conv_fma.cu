@@ -1,0 +1,3 @@
+#include "conv_launch.cuh"
+
+template struct dcgan_fast::cuda::ConvKernels<dcgan_fast::cuda::FmaStep>;

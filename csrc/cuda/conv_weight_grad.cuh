@@ -1,0 +1,163 @@
+// The weight gradient: for every kernel tap the product of the coarse map, transposed, and the fine map as the tap
+// meets it, along the pixels.
+//     rows      coarse channels
+//     columns   fine channels of one tap, or taps and fine channels in one where those are few
+//     depth     coarse pixels of all images
+// That depth is long and the tiles are few, so it is split among blocks; conv_weight_grad_splits adds the parts in
+// order. Blocks of one part run together, and read the same pixels.
+#pragma once
+
+#include "conv.cuh"
+
+namespace dcgan_fast::cuda {
+
+struct WeightGradLaunch {
+  ConvAxis y, x;  // going down: input is fine, output coarse
+  int fine_channels, coarse_channels;
+  int pixels;  // coarse ones of all images
+  const void *fine, *coarse;
+  float* partials;              // [tile, split][a block's accumulators]; null if splits is 1
+  int row_tiles, column_tiles;  // column tiles of a tap, or of all where taps are merged
+  int splits;                   // parts of the depth
+  int split_pixels;             // a multiple of a stage's depth
+  bool by_chunks;               // both maps 16 bytes at a time, else both one by one
+  bool merged;                  // a column is a tap and a channel; not by chunks
+  Finish finish;                // lines: coarse channels (x taps)
+
+  __host__ __device__ int taps() const { return y.kernel * x.kernel; }
+  __host__ __device__ int tiles() const { return row_tiles * column_tiles * (merged ? 1 : taps()); }
+};
+
+template <class Shape>
+struct WeightGradTile {
+  int first_row, first_column;
+  int tap;  // 0 where taps are merged
+
+  __device__ WeightGradTile(const WeightGradLaunch& launch, int tile) {
+    first_column = tile % launch.column_tiles * Shape::kColumns, tile /= launch.column_tiles;
+    tap = launch.merged ? 0 : tile % launch.taps();
+    first_row = (launch.merged ? tile : tile / launch.taps()) * Shape::kRows;
+  }
+};
+
+template <typename T, class Shape>
+__device__ void finish_weight_grad(const Accumulators<Shape>& sums, const WeightGradLaunch& launch,
+                                   const WeightGradTile<Shape>& tile) {
+  const auto line_of = [&](int row) {
+    return (static_cast<int64_t>(tile.first_row + row) * launch.taps() + tile.tap) * launch.fine_channels;
+  };
+  const int rows = min(launch.coarse_channels - tile.first_row, Shape::kRows);
+  finish<T>(sums, launch.finish, 0, 0, tile.first_column, rows, line_of);
+}
+
+template <class Shape, class Step, bool kByChunks>
+__global__ void __launch_bounds__(Shape::kThreads, kConvBlocks<Shape, Step::kStrict>)
+    conv_weight_grad(const WeightGradLaunch launch) {
+  using T = typename Step::T;
+  using Coarse = SharedTile<T, Shape::kRows, false>;
+  using Fine = SharedTile<T, Shape::kColumns, false>;
+  constexpr int kDepth = Fine::kDepth, kChunk = Fine::kChunk;
+  const int tiles = launch.tiles(), split = blockIdx.x / tiles;
+  const WeightGradTile<Shape> tile(launch, blockIdx.x % tiles);
+  const int first_pixel = split * launch.split_pixels, end = min(first_pixel + launch.split_pixels, launch.pixels);
+  const int steps = (max(end - first_pixel, 0) + kDepth - 1) / kDepth, fine_channels = launch.fine_channels;
+
+  // The thread's lines of the two tiles are pixels; a stage later each has moved kDepth on.
+  const Share<Coarse, Shape::kThreads> coarse_lines;
+  const Share<Fine, Shape::kThreads> fine_lines;
+  const T* const coarse = static_cast<const T*>(launch.coarse);
+  const T* const fine = static_cast<const T*>(launch.fine);
+  const int coarse_channel = tile.first_row + coarse_lines.element();
+  const int fine_column = tile.first_column + fine_lines.element();
+  const unsigned width = launch.x.output, height = launch.y.output;
+  const int move_x = kDepth % width, move_y = kDepth / width % height, move_image = kDepth / (width * height);
+  struct Pixel {
+    int image, y, x;
+  };
+  const auto pixel_at = [&](int number) {
+    const unsigned row = number / width;
+    return Pixel{static_cast<int>(row / height), static_cast<int>(row % height), static_cast<int>(number % width)};
+  };
+  Pixel places[kByChunks ? fine_lines.kLines : 1];  // by chunks: where each line is, else found anew
+  if constexpr (kByChunks) {
+#pragma unroll
+    for (int i = 0; i < fine_lines.kLines; i++) places[i] = pixel_at(first_pixel + fine_lines.line(i));
+  }
+
+  int pixel = first_pixel;  // first of the stage that is filled next
+  auto fill = [&](const Coarse& a, const Fine& b) {
+    const auto meet = [&](const Pixel& at, int tap_y,
+                          int tap_x) -> const T* {  // the fine pixel; null outside of the map
+      const int y = at.y * launch.y.stride - launch.y.padding + tap_y;
+      const int x = at.x * launch.x.stride - launch.x.padding + tap_x;
+      const bool inside = static_cast<unsigned>(y) < static_cast<unsigned>(launch.y.input) &&
+                          static_cast<unsigned>(x) < static_cast<unsigned>(launch.x.input);
+      if (!inside) return nullptr;
+      return fine + static_cast<int64_t>((at.image * launch.y.input + y) * launch.x.input + x) * fine_channels;
+    };
+    const int tap_y = tile.tap / launch.x.kernel, tap_x = tile.tap % launch.x.kernel;
+    if constexpr (kByChunks) {
+#pragma unroll
+      for (int i = 0; i < coarse_lines.kLines; i++) {
+        const int line = coarse_lines.line(i);
+        const T* from = coarse + static_cast<int64_t>(pixel + line) * launch.coarse_channels + coarse_channel;
+        const bool valid = pixel + line < end && coarse_channel < launch.coarse_channels;
+        ptx::cp_async_16(a.chunk(line, coarse_lines.chunk), valid ? from : coarse, valid);
+      }
+#pragma unroll
+      for (int i = 0; i < fine_lines.kLines; i++) {
+        const int line = fine_lines.line(i);
+        Pixel& at = places[i];
+        const T* met = meet(at, tap_y, tap_x);
+        const bool valid = met && pixel + line < end && fine_column < fine_channels;
+        ptx::cp_async_16(b.chunk(line, fine_lines.chunk), valid ? met + fine_column : fine, valid);
+        at.x += move_x;
+        if (at.x >= static_cast<int>(width)) at.x -= width, at.y++;
+        at.y += move_y;
+        if (at.y >= static_cast<int>(height)) at.y -= height, at.image++;
+        at.image += move_image;
+      }
+    } else {
+#pragma unroll 1
+      for (int i = 0; i < coarse_lines.kLines; i++) {
+        const int line = coarse_lines.line(i);
+        const T* from = coarse + static_cast<int64_t>(pixel + line) * launch.coarse_channels + coarse_channel;
+        fill_one_by_one<T, kChunk>(a.chunk(line, coarse_lines.chunk), [&](int e) {
+          return pixel + line < end && coarse_channel + e < launch.coarse_channels ? from + e : nullptr;
+        });
+      }
+#pragma unroll 1
+      for (int i = 0; i < fine_lines.kLines; i++) {
+        const int line = fine_lines.line(i);
+        const Pixel at = pixel_at(pixel + line);
+        fill_one_by_one<T, kChunk>(b.chunk(line, fine_lines.chunk), [&](int e) -> const T* {
+          const int column = fine_column + e, tap = launch.merged ? column / fine_channels : 0;
+          const int channel = column - tap * fine_channels;
+          if (pixel + line >= end || channel >= fine_channels || tap >= launch.taps()) return nullptr;
+          const T* met = meet(at, tap_y + tap / launch.x.kernel, tap_x + tap % launch.x.kernel);
+          return met ? met + channel : nullptr;
+        });
+      }
+    }
+    pixel += kDepth;
+  };
+
+  Accumulators<Shape> sums;
+  multiply_pipeline<Step, Shape, Coarse, Fine>(sums, steps, fill);
+  if (launch.splits > 1) {
+    put_aside(sums, launch.partials, static_cast<int64_t>(blockIdx.x % tiles) * launch.splits + split);
+  } else {
+    finish_weight_grad<T>(sums, launch, tile);
+  }
+}
+
+template <typename T, class Shape>
+__global__ void __launch_bounds__(Shape::kThreads, kConvBlocks<Shape, true>)
+    conv_weight_grad_splits(const WeightGradLaunch launch) {
+  const WeightGradTile<Shape> tile(launch, blockIdx.x);
+  Accumulators<Shape> sums;
+  add_parts(sums, launch.partials, static_cast<int64_t>(blockIdx.x) * launch.splits, launch.splits);
+  finish_weight_grad<T>(sums, launch, tile);
+}
+
+}  // namespace dcgan_fast::cuda

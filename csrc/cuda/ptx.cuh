@@ -1,0 +1,132 @@
+// The instructions that C++ has no words for: matrix products of a warp, matrix loads, copies that go on
+// in the background. Each has two bodies, inline PTX for nvcc and a call of tests/emulator for g++; all of
+// them exist from sm_80 on. Names and operands are those of the PTX ISA.
+//
+// Fragments (PTX ISA, "Matrix Fragments for mma"), with g = lane / 4 and t = lane % 4:
+//     A  16 x K, row-major:   register r is row g + 8 (r % 2), columns of t plus half of K if r >= 2
+//     B  K x 8, col-major:    register r is column g, rows of t plus half of K if r = 1
+//     D  16 x 8 float:        d[i] is row g + 8 (i / 2), column 2 t + i % 2
+// K = 16 with 16-bit elements, where t has the two elements 2t and 2t + 1; K = 8 with tf32, where t has one.
+#pragma once
+
+#include "device.cuh"
+
+namespace dcgan_fast::cuda::ptx {
+
+#ifdef __CUDACC__
+
+__device__ inline uint32_t shared_address(const void* p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); }
+
+// d += a * b, accumulated in float.
+__device__ inline void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], __nv_bfloat16) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+__device__ inline void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], __half) {
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+// The low 13 bits of tf32 operands are ignored.
+__device__ inline void mma_m16n8k8_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+// The nearest tf32, ties away from zero; NaN stays NaN.
+__device__ inline uint32_t cvt_rna_tf32(float value) {
+  uint32_t bits;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(value));
+  return bits;
+}
+
+// Four 8 x 8 matrices of 16-bit elements: lane 8 q + i names row i of matrix q (16 bytes, aligned); register q of a
+// lane is row g, elements 2t and 2t + 1 of matrix q, or with _trans column g, rows 2t and 2t + 1.
+__device__ inline void ldmatrix_x4(uint32_t (&r)[4], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(shared_address(row))
+               : "memory");
+}
+
+__device__ inline void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(shared_address(row))
+               : "memory");
+}
+
+// 16 bytes from global to shared memory, in the background; zeros where not `valid`, and `from` is not read.
+__device__ inline void cp_async_16(void* to, const void* from, bool valid) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)),
+               "l"(__cvta_generic_to_global(from)), "r"(valid ? 16 : 0)
+               : "memory");
+}
+
+// Closes a group of the thread's copies; waits until all but its N latest groups are done.
+__device__ inline void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int N>
+__device__ inline void cp_async_wait() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
+}
+
+// A load from shared memory in an inner loop. The emulator counts its bank conflicts; all lanes take part.
+template <typename T>
+__device__ inline T load_shared(const void* from) {
+  return *static_cast<const T*>(from);
+}
+
+#else
+
+using emulator::Site;
+
+inline void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], __nv_bfloat16,
+                         Site site = Site::caller()) {
+  emulator::mma(emulator::Operand::kBFloat16, d, a, b, site);
+}
+
+inline void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], __half,
+                         Site site = Site::caller()) {
+  emulator::mma(emulator::Operand::kFloat16, d, a, b, site);
+}
+
+inline void mma_m16n8k8_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+                             Site site = Site::caller()) {
+  emulator::mma(emulator::Operand::kTf32, d, a, b, site);
+}
+
+inline uint32_t cvt_rna_tf32(float value) { return emulator::to_tf32(value); }
+
+inline void ldmatrix_x4(uint32_t (&r)[4], const void* row, Site site = Site::caller()) {
+  emulator::load_matrices(r, row, /*transposed=*/false, site);
+}
+
+inline void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row, Site site = Site::caller()) {
+  emulator::load_matrices(r, row, /*transposed=*/true, site);
+}
+
+inline void cp_async_16(void* to, const void* from, bool valid, Site site = Site::caller()) {
+  emulator::copy_later(to, from, valid, site);
+}
+
+inline void cp_async_commit() { emulator::close_copies(); }
+template <int N>
+inline void cp_async_wait() {
+  emulator::finish_copies(N);
+}
+
+template <typename T>
+inline T load_shared(const void* from, Site site = Site::caller()) {
+  emulator::count_shared_load(from, sizeof(T), site);
+  return *static_cast<const T*>(from);
+}
+
+#endif
+
+}  // namespace dcgan_fast::cuda::ptx

@@ -1,0 +1,260 @@
+"""The CUDA kernels of the convolutions, run on the CPU: values against float64, order, races, bounds.
+
+What is allowed is PyTorch's own error in the same type against float64, twice. In 16 bits that is the
+rounding of the result: products and sums are float on both sides, so PyTorch's float32 convolution,
+rounded, stands for it; in tf32, its convolution of operands rounded to tf32.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+import torch.nn.functional as F
+from accuracy import assert_as_accurate
+from conv_emulated import PRECISIONS, ConvCase, EmulatedConv, Moments
+from emulator_harness import DTYPES, SANITIZERS, SCHEDULES, Builder, Emulated, Refused, Tensors
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+f32, bf16, f16 = DTYPES
+KINDS = [(bf16, "tf32x3"), (f16, "tf32x3"), *((f32, precision) for precision in PRECISIONS)]
+
+# Small relatives of a DCGAN's layers, and what only others have.
+CASES = [
+    ConvCase(2, (32, 8, 8), 48),  # tiles with rows to spare
+    ConvCase(4, (64, 16, 16), 136, stat_groups=2),  # more than one tile each way
+    ConvCase(3, (3, 14, 10), 64),  # a discriminator begins
+    ConvCase(2, (1, 12, 12), 24, kernel=(5, 5), padding=(2, 2)),
+    ConvCase(8, (64, 4, 4), 100, stride=(1, 1), padding=(0, 0)),  # a generator begins
+    ConvCase(8, (128, 4, 4), 1, stride=(1, 1), padding=(0, 0)),  # a discriminator ends
+    ConvCase(2, (24, 9, 11), 16, kernel=(5, 3), stride=(2, 1), padding=(2, 0)),
+    ConvCase(
+        2, (16, 7, 7), 16, kernel=(2, 2), stride=(3, 3), padding=(0, 0)
+    ),  # pixels no tap meets
+    ConvCase(2, (40, 6, 5), 8, kernel=(3, 3), stride=(1, 1)),
+    ConvCase(1, (16, 6, 6), 17, kernel=(6, 6), stride=(3, 3), padding=(3, 3)),
+    ConvCase(2, (130, 5, 5), 72, kernel=(1, 1), stride=(1, 1), padding=(0, 0)),
+    ConvCase(1, (64, 4, 4), 32),  # few tiles: the depth is split
+    ConvCase(8, (16, 16, 16), 8),  # that of the weight gradient
+    ConvCase(8, (3, 16, 16), 8),
+]
+SMALL_CASES = [case for case in CASES if case.batch * case.fine[0] <= 200]
+
+
+@pytest.fixture(scope="module")
+def emulated(builder: Builder, start: Callable[..., Emulated]) -> EmulatedConv:
+    """The kernels without a sanitizer. Builds those with one as well, two at a time."""
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda sanitizer: builder.driver("conv", sanitizer), SANITIZERS))
+    return start(EmulatedConv)
+
+
+def round_to_tf32(x: Tensor) -> Tensor:
+    return ((x.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
+
+
+def assert_right(case: ConvCase, inputs: Tensors, results: Tensors, floor: float = 2.0) -> None:
+    def check(name: str, compute: Callable[[Tensor, Tensor], Tensor], *operands: Tensor) -> None:
+        exact = compute(*(operand.double() for operand in operands))
+        if case.dtype == f32 and case.precision == "tf32":
+            operands = tuple(map(round_to_tf32, operands))
+        theirs = compute(*(operand.float() for operand in operands)).to(case.dtype)
+        assert_as_accurate([results[name]], [theirs], [exact], floor=floor)
+
+    check("weight_grad", case.weight_grad, inputs["fine"], inputs["coarse"])
+    for direction, maps in (("down", "fine"), ("up", "coarse")):
+        check(
+            direction,
+            lambda maps, weight, direction=direction: finish(
+                case, direction, inputs, case.convolve(direction, maps, weight)
+            ),
+            inputs[maps],
+            inputs["weight"],
+        )
+        if f"{direction} counts" in results and results[f"{direction} counts"].numel():
+            moments = Moments(*(results[f"{direction} {name}"] for name in Moments._fields))
+            assert_moments(case, results[direction], moments)
+
+
+def finish(case: ConvCase, direction: str, inputs: Tensors, maps: Tensor) -> Tensor:
+    """What the launcher does to a convolution's output, in the maps' dtype."""
+
+    def parameter(name: str, default: float) -> Tensor:
+        if name not in case.parameters:
+            return torch.tensor(default, dtype=maps.dtype)
+        return inputs[f"{direction} {name}"].to(maps.dtype)[:, None, None]
+
+    scale = parameter("bn_weight", 1)
+    if "var" in case.parameters:
+        scale = scale / (parameter("var", 1) + 1e-5).sqrt()
+    z = (maps - parameter("mean", 0)) * scale + parameter("bias", 0)
+    if case.activation == "leaky_relu":
+        return F.leaky_relu(z, 0.2)
+    return z if case.activation == "none" else getattr(torch, case.activation)(z)
+
+
+def assert_moments(case: ConvCase, maps: Tensor, moments: Moments) -> None:
+    """The tiles' statistics, merged, are those of the stored maps."""
+    values = maps.double().unflatten(0, (case.stat_groups, -1)).transpose(1, 2).flatten(2)
+    counts = moments.counts.double()
+    assert torch.equal(counts.sum(1), torch.full((case.stat_groups,), values.shape[2]).double())
+    mean = (counts[..., None] * moments.mean).sum(1) / values.shape[2]
+    m2 = (moments.m2 + counts[..., None] * (moments.mean - mean[:, None]) ** 2).sum(1)
+    torch.testing.assert_close(mean, values.mean(2), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        m2 / values.shape[2], values.var(2, unbiased=False), rtol=1e-4, atol=1e-6
+    )
+
+
+def assert_same(first: Tensors, other: Tensors) -> None:
+    assert first.keys() == other.keys()
+    for name in first:
+        assert torch.equal(first[name], other[name]), name
+
+
+@pytest.mark.parametrize(("dtype", "precision"), KINDS)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_values(emulated: EmulatedConv, case: ConvCase, dtype: torch.dtype, precision: str) -> None:
+    case = dataclasses.replace(case, dtype=dtype, precision=precision)
+    inputs = case.inputs()
+    assert_right(case, inputs, emulated.all(case, inputs))
+
+
+@pytest.mark.parametrize("activation", ["none", "relu", "leaky_relu", "tanh", "sigmoid"])
+@pytest.mark.parametrize("param_dtype", [f32, bf16])
+@pytest.mark.parametrize("parameters", [("bias",), ("mean", "var", "bn_weight", "bias"), ()])
+def test_affine_and_activation(
+    emulated: EmulatedConv, parameters: tuple[str, ...], param_dtype: torch.dtype, activation: str
+) -> None:
+    """Also of a layer whose pixels are columns: parameters repeat along a line."""
+    for case in (
+        ConvCase(2, (40, 6, 6), 24, activation=activation, parameters=parameters),
+        ConvCase(3, (24, 4, 4), 20, stride=(1, 1), padding=(0, 0), parameters=parameters),
+    ):
+        case = dataclasses.replace(
+            case, param_dtype=param_dtype, dtype=bf16 if param_dtype == bf16 else f32
+        )
+        inputs = case.inputs()
+        assert_right(case, inputs, emulated.all(case, inputs))
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(data=st.data())
+def test_values_of_any_shape(emulated: EmulatedConv, data: st.DataObject) -> None:
+    def draw(low: int, high: int) -> int:
+        return data.draw(st.integers(low, high))
+
+    dtype, precision = data.draw(st.sampled_from(KINDS))
+    groups = draw(1, 2)
+    kernel, stride, padding = (
+        (draw(low, high), draw(low, high)) for low, high in ((1, 5), (1, 3), (0, 3))
+    )
+    least = [max(k - 2 * p, 1) for k, p in zip(kernel, padding, strict=True)]
+    case = ConvCase(
+        groups * draw(1, 3),
+        (draw(1, 70), draw(least[0], 9), draw(least[1], 9)),
+        draw(1, 70),
+        kernel,
+        stride,
+        padding,
+        dtype,
+        precision,
+        groups,
+    )
+    if any(extra >= s for extra, s in zip(case.output_padding, stride, strict=True)):
+        return  # no such transposed convolution in PyTorch
+    inputs = case.inputs(draw(0, 1000))
+    assert_right(case, inputs, emulated.all(case, inputs), floor=16)
+
+
+def test_large_mean(emulated: EmulatedConv) -> None:
+    """Statistics of values 1e4 times their deviation are those of the values as they are stored."""
+    case = ConvCase(2, (8, 8, 8), 8, kernel=(1, 1), stride=(1, 1), padding=(0, 0), dtype=f32)
+    inputs = case.inputs()
+    inputs["fine"] += 1e4
+    inputs["weight"] = torch.eye(8)[..., None, None]
+    output, moments = emulated.forward(case, "down", inputs, statistics=True)
+    torch.testing.assert_close(output, inputs["fine"])
+    values = output.double().transpose(0, 1).flatten(1)
+    counts = moments.counts[0].double()[:, None]
+    mean = (counts * moments.mean[0]).sum(0) / values.shape[1]
+    m2 = (moments.m2[0] + counts * (moments.mean[0] - mean) ** 2).sum(0)
+    torch.testing.assert_close(
+        m2 / values.shape[1], values.var(1, unbiased=False), rtol=0.02, atol=0
+    )
+
+
+def test_what_is_not_finite_stays_in_its_image(emulated: EmulatedConv) -> None:
+    for dtype, precision in KINDS:
+        case = ConvCase(3, (16, 6, 6), 24, dtype=dtype, precision=precision)
+        inputs = case.inputs()
+        whole = emulated.forward(case, "down", inputs)[0]
+        inputs["fine"][0, 3, 2, 2], inputs["fine"][1, 3, 2, 2] = float("inf"), float("nan")
+        output = emulated.forward(case, "down", inputs)[0]
+        assert not output[0].isfinite().all() and not output[1].isfinite().all()
+        assert torch.equal(output[2], whole[2])
+
+
+def test_an_empty_batch(emulated: EmulatedConv) -> None:
+    case = ConvCase(0, (16, 6, 6), 24)
+    results = emulated.all(case, case.inputs())
+    assert results["down"].shape == (0, 24, 3, 3)
+    assert not results["weight_grad"].any()
+
+
+def test_rules(emulated: EmulatedConv) -> None:
+    case = ConvCase(2, (16, 6, 6), 24, activation="relu")
+    with pytest.raises(Refused, match="statistics are of what has no affine map"):
+        emulated.forward(case, "down", case.inputs(), statistics=True)
+    with pytest.raises(Refused, match="'stat_groups' must divide the batch"):
+        emulated.forward(dataclasses.replace(case, stat_groups=3), "down", case.inputs())
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_same_bits_under_every_schedule(emulated: EmulatedConv, case: ConvCase) -> None:
+    inputs = case.inputs()
+    first = emulated.all(case, inputs)
+    for schedule in list(SCHEDULES)[1:]:
+        for seed in (1, 2):
+            assert_same(first, emulated.all(case, inputs, schedule, seed))
+
+
+@pytest.mark.parametrize("sanitizer", ["tsan", "asan"])
+def test_sanitizers_are_silent(
+    emulated: EmulatedConv, start: Callable[..., Emulated], sanitizer: str
+) -> None:
+    """No race and no access out of bounds or out of line, and the same bits as without."""
+    watched = start(EmulatedConv, sanitizer)
+    for dtype, precision in KINDS:
+        for case in SMALL_CASES if dtype == bf16 else SMALL_CASES[:3]:
+            case = dataclasses.replace(case, dtype=dtype, precision=precision)
+            inputs = case.inputs()
+            assert_same(emulated.all(case, inputs), watched.all(case, inputs, "random_warps", 5))
+    watched.close()
+
+
+@pytest.mark.parametrize(("dtype", "precision"), KINDS)
+def test_inner_loops_waste_no_pass_and_no_sector(
+    emulated: EmulatedConv, dtype: torch.dtype, precision: str
+) -> None:
+    """No bank conflict in a fragment's load, and whole sectors of global memory."""
+    case = ConvCase(2, (128, 8, 8), 128, dtype=dtype, precision=precision)
+    inputs = case.inputs()
+    emulated.counters()
+    for run in (
+        lambda: emulated.forward(case, "down", inputs),
+        lambda: emulated.forward(case, "up", inputs),
+        lambda: emulated.weight_grad(case, inputs),
+    ):
+        run()
+        counted = emulated.counters()
+        assert counted["shared_loads"] > 0 and counted["bank_conflicts"] == 0, counted
+        assert counted["copied_bytes"] == 32 * counted["copied_sectors"] > 0, counted
+        assert (counted["products"] > 0) == (precision != "fma" or dtype != f32), counted
