@@ -1,7 +1,8 @@
 """The compiled half: torch glue by torch's own builder, kernels beside it (_build/kernels.py).
 
-Environment: MAX_JOBS, CXX, DCGAN_FAST_CUDA=auto|0|1, TORCH_CUDA_ARCH_LIST, CUDA_HOME; DCGAN_FAST_SANITIZE=1 for a build
-that watches its memory accesses (.ci/sanitize).
+Environment: MAX_JOBS, CXX, DCGAN_FAST_CUDA=auto|0|1, TORCH_CUDA_ARCH_LIST, CUDA_HOME. For tests: DCGAN_FAST_SANITIZE=1
+watches the memory accesses of the CPU kernels (.ci/sanitize), DCGAN_FAST_CUDA=emulated runs the CUDA kernels on CPU
+tensors, by tests/emulator.
 """
 
 import os
@@ -25,7 +26,9 @@ from kernels import (
     cuda_commands,
     cuda_home,
     cuda_targets,
+    cuda_wanted,
     cxx_flags,
+    emulated_commands,
     import_torch,
     stop,
 )  # noqa: E402
@@ -44,16 +47,21 @@ def compiled_half():
     )
 
     cxx, home = get_cxx_compiler(), cuda_home()
+    emulated = cuda_wanted() == "emulated"
     if not shutil.which(cxx):
         stop(f"no C++ compiler ({cxx}): install g++ (Debian: apt-get install g++), or set CXX")
     flags, link = cxx_flags()
     sources = [
         str(p)
         for p in sorted(CSRC.rglob("*.cpp"))
-        if p not in CPU_KERNELS and (home or "_cuda" not in p.stem)
+        if p not in CPU_KERNELS and (home or emulated or "_cuda" not in p.stem)
     ]
     defines = [("DCGAN_FAST_X86", None)] if X86 else []
     commands = cpu_commands(cxx, flags, include_paths())
+    if emulated:
+        commands += emulated_commands(cxx)
+        defines += [("DCGAN_FAST_CUDA", None), ("DCGAN_FAST_EMULATED", None)]
+        defines += [("DCGAN_FAST_CUDA_ARCHITECTURES", '"emulated"')]
     if home:
         targets = cuda_targets(home)
         commands += cuda_commands(home, targets)

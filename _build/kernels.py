@@ -1,4 +1,4 @@
-"""How the kernels are compiled: those of the CPU once per capability, those of CUDA by nvcc, none with torch's builder."""
+"""How the kernels are compiled: those of the CPU once per capability, those of CUDA by nvcc, none by torch's builder."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 CSRC = Path("csrc")
-X86 = platform.machine().lower() in ("x86_64", "amd64")
 _AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mf16c"]
 CPU_VARIANTS = {  # name of the namespace: flags, and the at::vec to compile against
     "DEFAULT": ([], "DEFAULT"),
@@ -41,6 +40,10 @@ OLDEST_TORCH = (2, 11)
 CUDA_ARCHITECTURES = "8.0;9.0a;10.0;12.0+PTX"
 
 
+# An emulated build (below) has no use for the CPU's kernels but for their names.
+X86 = platform.machine().lower() in ("x86_64", "amd64") and os.environ.get("DCGAN_FAST_CUDA") != "emulated"  # fmt: skip
+
+
 def stop(message: str) -> NoReturn:
     raise SystemExit(f"\ndcgan_fast cannot be built: {message}\n")
 
@@ -65,8 +68,8 @@ def cxx_flags() -> tuple[list[str], list[str]]:
     # out compile in a tenth of the time
     watched = ["-fsanitize=address,undefined", "-fno-sanitize=null,object-size,vptr", "-fno-sanitize-recover=undefined",
                "--param=asan-instrumentation-with-call-threshold=0"]  # fmt: skip
-    sanitize = os.environ.get("DCGAN_FAST_SANITIZE") == "1"
-    flags = [*(["-O1", "-g1", *watched] if sanitize else ["-O3", "-g0"]),
+    sanitize, emulated = os.environ.get("DCGAN_FAST_SANITIZE") == "1", cuda_wanted() == "emulated"
+    flags = [*(["-O1", "-g1", *watched] if sanitize else ["-O1" if emulated else "-O3", "-g0"]),
              "-fvisibility=hidden", "-Wno-unknown-pragmas", "-Wno-psabi"]  # fmt: skip
     if sys.platform == "linux":
         flags.append("-fopenmp")  # not linked: libgomp comes with libtorch, one pool for both
@@ -89,12 +92,17 @@ def cpu_commands(cxx: str, flags: list[str], includes: list[str]) -> list[list[s
     ]  # fmt: skip
 
 
+def cuda_wanted() -> str:
+    wanted = os.environ.get("DCGAN_FAST_CUDA", "auto").lower()
+    if wanted not in ("auto", "0", "1", "emulated"):
+        stop(f"DCGAN_FAST_CUDA must be auto, 0, 1 or emulated, got {wanted!r}")
+    return wanted
+
+
 def cuda_home() -> Path | None:
     """The toolkit to build with. nvcc on PATH may be a wrapper script: only a root with the runtime in it counts."""
-    wanted = os.environ.get("DCGAN_FAST_CUDA", "auto").lower()
-    if wanted not in ("auto", "0", "1"):
-        stop(f"DCGAN_FAST_CUDA must be auto, 0 or 1, got {wanted!r}")
-    if wanted == "0":
+    wanted = cuda_wanted()
+    if wanted in ("0", "emulated"):
         return None
     named = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
     nvcc = shutil.which("nvcc")
@@ -148,3 +156,14 @@ def cuda_commands(home: Path, targets: list[str]) -> list[list[str]]:
         [str(home / "bin/nvcc"), *flags, *targets, "-c", str(cu), "-o", f"{cu.name}.o"]
         for cu in sorted(CSRC.glob("cuda/*.cu"))
     ]
+
+
+def emulated_commands(cxx: str) -> list[list[str]]:
+    """Compiler calls that make the CUDA kernels run on the CPU (tests/emulator), shaped as :func:`cpu_commands`."""
+    flags = ["-std=c++17", "-O1", "-g1", "-fPIC", "-fvisibility=hidden", "-Wno-unknown-pragmas"]
+    emulator = Path("tests/emulator")
+    sources = [emulator / f"{name}.cpp" for name in ("emulator", "fiber", "tensor_core")]
+    return [
+        [cxx, *flags, f"-I{emulator / 'include'}", "-x", "c++", "-c", str(source), "-o", f"emulated_{source.name}.o"]
+        for source in [*sorted(CSRC.glob("cuda/*.cu")), *sources]
+    ]  # fmt: skip

@@ -16,6 +16,7 @@
 #include "cpu/switches.h"
 #include "cpu/workspace.h"
 #include "ops/convolution.h"
+#include "ops/cuda_switches.h"
 #include "ops/map_pool.h"
 #include "ops/packed_weights.h"
 #ifdef DCGAN_FAST_CUDA
@@ -85,6 +86,11 @@ void define_switches(py::module_& m) {
   define_switch<&Switches::winograd>(type, "winograd");
   define_switch<&Switches::amx>(type, "amx");
   m.attr("cpu_switches") = py::cast(&dcgan_fast::cpu::switches(), py::return_value_policy::reference);
+  auto& cuda = dcgan_fast::cuda_switches();
+  m.def("tf32_allowed", dcgan_fast::tf32_allowed);
+  m.def("set_allow_tf32", [&cuda](int value) { cuda.allow_tf32 = value; });
+  m.def("strict_on_tensor_cores", [&cuda] { return cuda.strict_on_tensor_cores.load(); });
+  m.def("set_strict_on_tensor_cores", [&cuda](bool value) { cuda.strict_on_tensor_cores = value; });
 }
 
 // Without Python's lock: freeing gigabytes takes a while.

@@ -61,13 +61,7 @@ def build_info() -> dict[str, Any]:
     convolutions = ("conv_bn_act", "conv_transpose_bn_act", "conv_act", "conv_transpose_act")
     architectures = [a for a in _C.cuda_architectures.split(";") if a]
     cpu = {"bn_act": own, **dict.fromkeys(convolutions, engines)}
-    cuda = {
-        "bn_act": own,
-        "conv_bn_act": f"ATen convolution + {own}",
-        "conv_transpose_bn_act": f"ATen convolution + {own}",
-        "conv_act": "ATen convolution + ATen activation in place",
-        "conv_transpose_act": "ATen convolution + ATen activation in place",
-    }
+    cuda = {"bn_act": own, **dict.fromkeys(convolutions, "dcgan_fast on tensor cores")}
     if not architectures:
         cuda = dict.fromkeys(cpu, "dcgan_fast.reference")
     return {

@@ -16,7 +16,7 @@ from typing import Any
 
 from . import _C
 
-__all__ = ["MemoryHeld", "cpu"]
+__all__ = ["MemoryHeld", "cpu", "cuda"]
 
 
 class _Switch:
@@ -152,3 +152,54 @@ class _Cpu:
 
 
 cpu = _Cpu()
+
+
+class _Cuda:
+    """The CUDA kernels: how they multiply float32. There is one, ``backends.cuda``.
+
+    bfloat16 and float16 have no such choice: their products are exact in float32, which they are summed in. Both
+    settings hold for the whole process and count from the next call of an op.
+    """
+
+    __slots__ = ()
+
+    @property
+    def allow_tf32(self) -> bool:
+        """Whether convolutions of float32 may round their operands to tf32 (11 bits), several times faster.
+
+        As ``torch.backends.cudnn.conv.fp32_precision`` says (PyTorch's default: yes) until this is set to True or
+        False; set to None, it follows PyTorch again.
+
+        Raises:
+            TypeError: set to anything else.
+        """
+        return _C.tf32_allowed()
+
+    @allow_tf32.setter
+    def allow_tf32(self, value: bool | None) -> None:
+        if value is not None and not isinstance(value, bool):
+            raise TypeError(f"backends.cuda.allow_tf32 must be True, False or None, got {value!r}")
+        _C.set_allow_tf32(-1 if value is None else int(value))
+
+    @property
+    def strict_float32(self) -> str:
+        """How float32 is multiplied where tf32 is not allowed, with float32's accuracy either way.
+
+        "tf32x3" (default): each operand as the sum of two tf32, three products on tensor cores for one; "fma": by
+        float32's own multiply-add.
+
+        Raises:
+            ValueError: set to anything else.
+        """
+        return "tf32x3" if _C.strict_on_tensor_cores() else "fma"
+
+    @strict_float32.setter
+    def strict_float32(self, value: str) -> None:
+        if value not in ("tf32x3", "fma"):
+            raise ValueError(
+                f"backends.cuda.strict_float32 must be 'tf32x3' or 'fma', got {value!r}"
+            )
+        _C.set_strict_on_tensor_cores(value == "tf32x3")
+
+
+cuda = _Cuda()

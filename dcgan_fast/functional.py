@@ -397,6 +397,8 @@ def _(  # type: ignore[no-untyped-def]
     )
     mean = _statistics(input, maps.size(1), training, stat_groups)
     saved = maps if save else maps.new_empty(0)
+    if not (save or training):
+        return torch.empty_like(maps), saved, maps.new_empty(0), maps.new_empty(0)
     return torch.empty_like(maps), saved, mean, torch.empty_like(mean)
 
 

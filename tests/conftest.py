@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+torch.backends.cudnn.allow_tf32 = False  # float32 is held to float32's errors on GPUs too
+
 
 @pytest.fixture(autouse=True)
 def _seed() -> None:

@@ -782,3 +782,27 @@ def test_results_are_right_when_switches_change_between_calls():
         for amx in (True, False):
             with cpu.flags(winograd=winograd, amx=amx):
                 assert_right(maps, weight)
+
+
+def test_cuda_switches_say_how_float32_is_multiplied():
+    cuda = backends.cuda
+    try:
+        for follows in (True, False):
+            torch.backends.cudnn.allow_tf32 = follows
+            assert cuda.allow_tf32 is follows
+            for value in (True, False):
+                cuda.allow_tf32 = value
+                assert cuda.allow_tf32 is value
+            cuda.allow_tf32 = None
+        assert cuda.strict_float32 == "tf32x3"
+        cuda.strict_float32 = "fma"
+        assert cuda.strict_float32 == "fma"
+        with pytest.raises(TypeError, match="allow_tf32 must be True, False or None, got 1"):
+            cuda.allow_tf32 = 1
+        with pytest.raises(ValueError, match="must be 'tf32x3' or 'fma', got 'ieee'"):
+            cuda.strict_float32 = "ieee"
+        with pytest.raises(AttributeError):
+            cuda.allow_tf23 = True
+    finally:
+        cuda.allow_tf32, cuda.strict_float32 = None, "tf32x3"
+        torch.backends.cudnn.allow_tf32 = False

@@ -108,6 +108,11 @@ int columns_of(const BnActShape& shape, const Tiling& tiling, int width) {
 
 int64_t finalise_blocks(const BnActShape& shape) { return ceil_div(shape.channels, kFinaliseLanes); }
 
+const char* finalise(const BnActForward& args, const Tiling& tiling, const TileMoments& moments, CUstream_st* stream) {
+  const size_t bytes = kFinaliseLanes * sizeof(double) + scratch_bytes(kFinaliseLanes, sizeof(Sums<double, 1, 1>));
+  return launch(bn_act_finalise, finalise_blocks(args.shape), kThreads, bytes, stream, args, tiling, moments);
+}
+
 template <typename T>
 const char* statistics(const BnActForward& args, CUstream_st* stream) {
   const BnActShape& shape = args.shape;
@@ -119,15 +124,17 @@ const char* statistics(const BnActForward& args, CUstream_st* stream) {
                   scratch_bytes(columns, sizeof(Moments<1>)), stream, args, tiling);
   });
   if (error) return error;
-  const size_t bytes = kFinaliseLanes * sizeof(double) + scratch_bytes(kFinaliseLanes, sizeof(Sums<double, 1, 1>));
-  return launch(bn_act_finalise, finalise_blocks(shape), kThreads, bytes, stream, args, tiling);
+  const float2* partials = static_cast<const float2*>(args.workspace);
+  return finalise(args, tiling, {partials, nullptr, per_group(args, tiling), tiling.tiles}, stream);
 }
 
 template <typename T>
 const char* forward(const BnActForward& args, CUstream_st* stream) {
   const BnActShape& shape = args.shape;
   if (args.training) {
-    if (const char* error = statistics<T>(args, stream)) return error;
+    const TileMoments given = {static_cast<const float2*>(args.tile_moments), args.tile_counts, nullptr, args.tiles};
+    const char* error = given.at ? finalise(args, make_tiling(shape, 1), given, stream) : statistics<T>(args, stream);
+    if (error) return error;
   }
   const int width = vector_width(shape, {args.x, args.y});
   const Tiling tiling = make_tiling(shape, width);
@@ -192,6 +199,8 @@ const char* check(const BnActForward& args) {
   if (!args.training && !args.running_mean) return "eval mode needs running statistics";
   if (args.training && !(args.mean && args.rstd && args.workspace))
     return "training needs 'mean', 'rstd' and 'workspace'";
+  if (!args.tile_moments != !args.tile_counts) return "'tile_moments' and 'tile_counts' must be given together";
+  if (args.tile_moments && args.tiles < 1) return "'tiles' must be at least 1";
   if (has_elements(args.shape) && !(args.x && args.y)) return "'x' or 'y' is null";
   return nullptr;
 }

@@ -199,7 +199,7 @@ __device__ Affine<K> take_affine(const float* table, int columns, int lane) {
 // After the partial results, the workspace has a pair for each group and channel, [G, C]: forward, the
 // number that means are relative to; backward, what the apply pass takes off dz.
 template <typename Args>
-__device__ float2* per_group(const Args& args, const Tiling& tiling) {
+__host__ __device__ float2* per_group(const Args& args, const Tiling& tiling) {
   const int64_t partials = args.shape.stat_groups * tiling.tiles * args.shape.channels;
   return static_cast<float2*>(args.workspace) + partials;
 }
@@ -283,28 +283,40 @@ __device__ inline double group_count(const Tiling& tiling) {
   return static_cast<double>(tiling.group_items * tiling.values_per_item);
 }
 
+// What the finalise kernel combines: moments by tiles, of this op's own pass over x or of the convolution's.
+struct TileMoments {
+  const float2* at;      // [G, tiles, C]: (mean, sum of squared deviations)
+  const float* counts;   // [G, tiles]; null: as the tiling says
+  const float2* origin;  // [G, C]: what the means are relative to, in x; null: zero
+  int64_t tiles;         // of a group
+
+  __device__ double count(const Tiling& tiling, int64_t group, int64_t tile) const {
+    return counts ? static_cast<double>(counts[group * tiles + tile]) : tile_count(tiling, tile);
+  }
+};
+
 // Forward 2, training: combines the tiles, writes mean and rstd, updates the running statistics group
 // after group. Reads 16 bytes a channel and tile, half of them again from the L1 cache.
 //
 // Chan's rule for all tiles at once: the mean of means, then the deviations of tiles from it. In
 // double, since it is little work, needs no division a tile, and rounds only once at the end.
 __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
-    bn_act_finalise(const BnActForward args, const Tiling tiling) {
+    bn_act_finalise(const BnActForward args, const Tiling tiling, const TileMoments moments) {
   using Sum = Sums<double, 1, 1>;
   const int lane = threadIdx.x % kFinaliseLanes, row = threadIdx.x / kFinaliseLanes;
   constexpr int kRows = kThreads / kFinaliseLanes;
   const int64_t channels = args.shape.channels;
   const int64_t channel = static_cast<int64_t>(blockIdx.x) * kFinaliseLanes + lane;
-  const int64_t tiles = channel < channels ? tiling.tiles : 0;
+  const int64_t tiles = channel < channels ? moments.tiles : 0;
   const double count = group_count(tiling);
   double* means = reinterpret_cast<double*>(shared_memory());  // [kFinaliseLanes]
   Sum* scratch = reinterpret_cast<Sum*>(means + kFinaliseLanes);
 
   for (int64_t group = 0; group < args.shape.stat_groups; group++) {
-    const float2* partials = static_cast<const float2*>(args.workspace) + group * tiling.tiles * channels + channel;
+    const float2* partials = moments.at + group * moments.tiles * channels + channel;
     Sum sum;
     for (int64_t tile = row; tile < tiles; tile += kRows)
-      sum.at[0][0] += tile_count(tiling, tile) * partials[tile * channels].x;
+      sum.at[0][0] += moments.count(tiling, group, tile) * partials[tile * channels].x;
     const double total = reduce_rows(sum, kFinaliseLanes, scratch).at[0][0];
     if (threadIdx.x < kFinaliseLanes) means[lane] = count > 0 ? total / count : 0.;
     __syncthreads();
@@ -314,15 +326,16 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
     for (int64_t tile = row; tile < tiles; tile += kRows) {
       const float2 partial = partials[tile * channels];
       const double delta = partial.x - relative_mean;
-      m2.at[0][0] += partial.y + tile_count(tiling, tile) * delta * delta;
+      m2.at[0][0] += partial.y + moments.count(tiling, group, tile) * delta * delta;
     }
     const double total_m2 = reduce_rows(m2, kFinaliseLanes, scratch).at[0][0];
     if (threadIdx.x < kFinaliseLanes && channel < channels) {
       const int64_t index = group * channels + channel;
-      const double mean = per_group(args, tiling)[index].x + relative_mean;
+      const double mean = (moments.origin ? moments.origin[index].x : 0.) + relative_mean;
       const double variance = count > 0 ? total_m2 / count : 0.;
       args.mean[index] = static_cast<float>(mean);
-      args.rstd[index] = static_cast<float>(1. / sqrt(variance + args.eps));
+      const double spread = variance + args.eps;  // of a constant channel without eps: 0, as PyTorch has it
+      args.rstd[index] = spread > 0. ? static_cast<float>(1. / sqrt(spread)) : spread == 0. ? 0.f : NAN;
       if (args.running_mean && count > 0) {
         const DType dtype = args.shape.param_dtype;
         const auto update = [&](void* running, double value) {

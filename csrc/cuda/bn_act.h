@@ -42,6 +42,10 @@ struct BnActForward {
   void* running_var;      // [C], param_dtype; as running_mean, unbiased variance
   float* mean;            // [G, C], written; may be null when !training
   float* rstd;            // [G, C], written: 1 / sqrt(biased variance + eps); as mean
+  // Training: statistics of x by tiles, as launch_conv() (conv.h) leaves them; null: they are taken from x here.
+  const void* tile_moments;  // [G, tiles, C] pairs of float: mean, sum of squared deviations from it
+  const float* tile_counts;  // [G, tiles]: values of a channel in the tile, may be 0
+  int64_t tiles;             // of a group
   void* workspace;        // bn_act_workspace_bytes(shape) bytes, 16-byte aligned; null if !training
   bool training;          // normalise by batch statistics (true) or by running ones (false)
   double momentum;        // running = (1 - momentum) * running + momentum * new, group after group

@@ -189,6 +189,8 @@ const char* check(const ConvForward& args) {
 
 }  // namespace
 
+const char* conv_refusal(const ConvShape& shape) { return check_shape(shape); }
+
 size_t conv_workspace_bytes(const ConvShape& shape, Direction direction, int64_t stat_groups) {
   if (check_shape(shape) || stat_groups < 1) return kAccessBytes;
   return std::max<size_t>(kAccessBytes, plan_forward(canonical(shape), direction, stat_groups).bytes);

@@ -72,6 +72,9 @@ struct ConvWeightGrad {
   void* workspace;     // conv_weight_grad_workspace_bytes() bytes, 16-byte aligned; uninitialised
 };
 
+// Null, or why no kernel serves this shape: more pixels or channels than their 32-bit indices count.
+const char* conv_refusal(const ConvShape& shape);
+
 size_t conv_workspace_bytes(const ConvShape& shape, Direction direction, int64_t stat_groups);
 size_t conv_weight_grad_workspace_bytes(const ConvShape& shape);
 int64_t conv_tiles(const ConvShape& shape, Direction direction, int64_t stat_groups);

@@ -10,9 +10,14 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/leaky_relu.h>
+#include <ATen/ops/leaky_relu_backward.h>
 #include <ATen/ops/relu.h>
 #include <ATen/ops/sigmoid.h>
+#include <ATen/ops/sigmoid_backward.h>
 #include <ATen/ops/tanh.h>
+#include <ATen/ops/tanh_backward.h>
+#include <ATen/ops/threshold_backward.h>
+#include <ATen/ops/var_mean.h>
 #include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
 #include <torch/library.h>
@@ -22,6 +27,7 @@
 #include "../checks.h"
 #include "../cpu/bn_act.h"
 #include "autograd.h"
+#include "device.h"
 #include "map_pool.h"
 #ifdef DCGAN_FAST_CUDA
 #include "bn_act_cuda.h"
@@ -119,10 +125,66 @@ std::tuple<Tensor, Tensor, Tensor> bn_act_run_backward_cpu(const BnActOptions& o
           mask[2] ? over_groups(grad_bias, bn_bias) : Tensor()};
 }
 
+// ATen's operators, for what no kernel serves: float64 on a GPU. [N, C, ...] as [G, N / G, C, pixels].
+Tensor by_groups(const Tensor& maps, int64_t groups) {
+  return maps.reshape({groups, maps.size(0) / groups, maps.size(1), -1});
+}
+Tensor per_channel(const Tensor& values) { return values.view({-1, 1, values.size(-1), 1}); }
+
+std::tuple<Tensor, Tensor> bn_act_run_aten(const BnActOptions& o, const Tensor& input, const BnTensors& bn,
+                                           Tensor& output) {
+  const Tensor maps = by_groups(input, o.groups());
+  Tensor mean, var;
+  if (o.training) {
+    std::tie(var, mean) = at::var_mean(maps, at::IntArrayRef({1, 3}), /*unbiased=*/false);
+    const double n = static_cast<double>(maps.size(1)) * static_cast<double>(maps.size(3));
+    for (int64_t g = 0; bn.running_mean && g < o.groups(); ++g) {
+      bn.running_mean->lerp_(mean[g].to(bn.running_mean->scalar_type()), o.momentum);
+      bn.running_var->lerp_((var[g] * (n / (n - 1))).to(bn.running_var->scalar_type()), o.momentum);
+    }
+  } else {
+    mean = bn.running_mean->to(input.scalar_type(), false, /*copy=*/true).unsqueeze(0);
+    var = bn.running_var->to(input.scalar_type()).unsqueeze(0);
+  }
+  Tensor rstd = (var + o.eps).rsqrt();
+  if (o.training && o.eps == 0) rstd.masked_fill_(var == 0, 0);  // of a constant channel, as PyTorch has it
+  const Tensor z = (maps - per_channel(mean)) * per_channel(rstd * bn.weight) + per_channel(bn.bias);
+  output.copy_(activation_reference(o.activation, o.negative_slope, z).view(input.sizes()));
+  return {mean, rstd};
+}
+
+std::tuple<Tensor, Tensor, Tensor> bn_act_run_backward_aten(const BnActOptions& o, const Tensor& grad,
+                                                            const Tensor& input, const Tensor& weight,
+                                                            const Tensor& bias, const Tensor& mean, const Tensor& rstd,
+                                                            std::array<bool, 3> mask) {
+  const Tensor normalised = (by_groups(input, o.groups()) - per_channel(mean)) * per_channel(rstd);
+  const Tensor z = normalised * per_channel(weight) + per_channel(bias), dy = by_groups(grad, o.groups());
+  Tensor dz = dy;
+  switch (o.activation) {
+    case Activation::relu: dz = at::threshold_backward(dy, z, 0); break;
+    case Activation::leaky_relu: dz = at::leaky_relu_backward(dy, z, o.negative_slope, /*self_is_result=*/false); break;
+    case Activation::tanh: dz = at::tanh_backward(dy, z.tanh()); break;
+    case Activation::sigmoid: dz = at::sigmoid_backward(dy, z.sigmoid()); break;
+    case Activation::none: break;
+  }
+  const Tensor of_weight = (dz * normalised).sum({1, 3}), of_bias = dz.sum({1, 3});
+  Tensor grad_input;
+  if (mask[0]) {
+    Tensor centred = dz;
+    if (o.training) {
+      const auto n = static_cast<double>(z.size(1) * z.size(3));
+      centred = dz - (per_channel(of_bias) + normalised * per_channel(of_weight)) / n;
+    }
+    grad_input = at::empty_like(input).copy_((centred * per_channel(rstd * weight)).view(input.sizes()));
+  }
+  return {grad_input, mask[1] ? of_weight.sum(0).to(weight.scalar_type()) : Tensor(),
+          mask[2] ? of_bias.sum(0).to(bias.scalar_type()) : Tensor()};
+}
+
 }  // namespace
 
 std::tuple<Tensor, Tensor> bn_act_run(const BnActOptions& o, const Tensor& input, const BnTensors& bn,
-                                      Tensor& output, const cpu::BlockMoments* moments) {
+                                      Tensor& output, const MapStatistics* gathered) {
   if (input.numel() == 0) {  // nothing to normalise, nothing learnt: as torch.nn.functional.batch_norm
     const auto options = input.options().dtype(at::toOpMathType(input.scalar_type()));
     const Tensor zeros = at::zeros({o.groups(), input.size(1)}, options);
@@ -131,33 +193,29 @@ std::tuple<Tensor, Tensor> bn_act_run(const BnActOptions& o, const Tensor& input
   DCGAN_CHECK(!o.training || input.numel() / input.size(1) / o.stat_groups > 1, o.op,
               "expected more than 1 value per channel", o.stat_groups > 1 ? " and group" : "",
               " when training, got maps of ", input.sizes());
+  switch (kernels_of(input)) {
+    case Kernels::cpu: return bn_act_run_cpu(o, input, bn, output, gathered ? &gathered->blocks : nullptr);
 #ifdef DCGAN_FAST_CUDA
-  if (input.is_cuda()) return bn_act_run_cuda(o, input, bn, output);
+    case Kernels::cuda: return bn_act_run_cuda(o, input, bn, output, gathered);
 #endif
-  return bn_act_run_cpu(o, input, bn, output, moments);
+    default: return bn_act_run_aten(o, input, bn, output);
+  }
 }
 
-Folded bn_fold(const BnActOptions& o, const BnTensors& bn) {
+std::tuple<Tensor, Tensor> bn_fold(double eps, const BnTensors& bn) {
   // loops, not ATen's operators: of one image these would take as long as the convolution
   const auto floats = [](const Tensor& t) { return t.to(at::kFloat).contiguous(); };
-  const Tensor weight = floats(bn.weight), bias = floats(bn.bias), running_mean = floats(*bn.running_mean),
-               running_var = floats(*bn.running_var);
-  const int64_t channels = weight.numel();
-  const auto options = weight.options();
-  const Folded folded{at::empty({channels}, options), at::empty({channels}, options), at::empty({1, channels}, options),
-                      at::empty({1, channels}, options)};
+  const Tensor weight = floats(bn.weight), bias = floats(bn.bias), mean = floats(*bn.running_mean),
+               var = floats(*bn.running_var);
+  const Tensor scale = at::empty_like(weight), shift = at::empty_like(weight);
   const float *w = weight.const_data_ptr<float>(), *b = bias.const_data_ptr<float>(),
-              *mean_in = running_mean.const_data_ptr<float>(), *var = running_var.const_data_ptr<float>();
-  float *scale = folded.scale.mutable_data_ptr<float>(), *shift = folded.shift.mutable_data_ptr<float>(),
-        *mean = folded.mean.mutable_data_ptr<float>(), *rstd = folded.rstd.mutable_data_ptr<float>();
-  const auto eps = static_cast<float>(o.eps);
-  for (int64_t c = 0; c < channels; ++c) {
-    mean[c] = mean_in[c];
-    rstd[c] = 1 / std::sqrt(var[c] + eps);
-    scale[c] = w[c] * rstd[c];
-    shift[c] = b[c] - mean[c] * scale[c];
+              *m = mean.const_data_ptr<float>(), *v = var.const_data_ptr<float>();
+  float *of_scale = scale.mutable_data_ptr<float>(), *of_shift = shift.mutable_data_ptr<float>();
+  for (int64_t c = 0; c < weight.numel(); ++c) {
+    of_scale[c] = w[c] / std::sqrt(v[c] + static_cast<float>(eps));
+    of_shift[c] = b[c] - m[c] * of_scale[c];
   }
-  return folded;
+  return {scale, shift};
 }
 
 std::tuple<Tensor, Tensor, Tensor> bn_act_run_backward(const BnActOptions& o, const Tensor& grad, const Tensor& input,
@@ -170,10 +228,13 @@ std::tuple<Tensor, Tensor, Tensor> bn_act_run_backward(const BnActOptions& o, co
   // The kernels walk both in one order: a gradient of other strides (an expanded scalar, say) is laid out like input.
   const Tensor dense_grad = grad.strides() == input.strides() ? grad : at::empty_like(input).copy_(grad);
   const bool in_place = overwrite_grad || !dense_grad.is_same(grad);
+  switch (kernels_of(input)) {
+    case Kernels::cpu: return bn_act_run_backward_cpu(o, dense_grad, input, weight, bias, mean, rstd, mask, in_place);
 #ifdef DCGAN_FAST_CUDA
-  if (input.is_cuda()) return bn_act_run_backward_cuda(o, dense_grad, input, weight, bias, mean, rstd, mask, in_place);
+    case Kernels::cuda: return bn_act_run_backward_cuda(o, dense_grad, input, weight, bias, mean, rstd, mask, in_place);
 #endif
-  return bn_act_run_backward_cpu(o, dense_grad, input, weight, bias, mean, rstd, mask, in_place);
+    default: return bn_act_run_backward_aten(o, dense_grad, input, weight, bias, mean, rstd, mask);
+  }
 }
 
 Tensor activation_reference(Activation activation, double negative_slope, const Tensor& input) {

@@ -42,18 +42,21 @@ void check_bn(const BnActOptions&, const Tensor& input, int64_t batch, int64_t c
 // `input` with one of the two memory formats that the kernels read, without a copy where it has one.
 Tensor dense_maps(const Tensor& input);
 
+// Statistics of a convolution's output, gathered by tiles in the kernel that stored it.
+struct MapStatistics {
+  int64_t groups = 1;                            // in: equal runs of images with statistics of their own
+  cpu::BlockMoments blocks;                      // out: of a CPU kernel
+  Tensor tile_moments, tile_counts;              // out: of a CUDA kernel, as cuda/conv.h says; undefined: not gathered
+};
+
 // output = activation(batch_norm(input)), `input` dense, `output` of its strides or input itself. Updates the running
-// statistics in training. Returns mean and rstd, [groups, C] in the accumulator's dtype. `moments`: the statistics of
+// statistics in training. Returns mean and rstd, [groups, C] in the accumulator's dtype. `gathered`: the statistics of
 // `input`, where they have been gathered already.
 std::tuple<Tensor, Tensor> bn_act_run(const BnActOptions&, const Tensor& input, const BnTensors&, Tensor& output,
-                                      const cpu::BlockMoments* moments = nullptr);
+                                      const MapStatistics* gathered = nullptr);
 
-// Evaluation as an affine map of each channel, float32: output = activation(input * scale + shift).
-struct Folded {
-  Tensor scale, shift;  // [C]
-  Tensor mean, rstd;    // [1, C], as bn_act_run returns them
-};
-Folded bn_fold(const BnActOptions&, const BnTensors&);
+// Batch norm by running statistics as an affine map of each channel, on the CPU: scale and shift, [C] float32.
+std::tuple<Tensor, Tensor> bn_fold(double eps, const BnTensors&);
 
 // Gradients of input, weight and bias; those not in `mask` are undefined. That of input may take the place of `grad` where
 // the caller allows it.

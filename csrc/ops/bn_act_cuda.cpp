@@ -1,68 +1,34 @@
-// No CUDA header of torch is included: streams and devices are reached through the device-generic guards of c10, so
-// this file compiles against a CPU build of torch too and runs on any build that has a CUDA backend.
 #include "bn_act_cuda.h"
 
-#include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
-#include <ATen/ops/zeros_like.h>
-#include <c10/core/DeviceGuard.h>
-#include <c10/core/impl/VirtualGuardImpl.h>
 
-#include "../checks.h"
-#include "../cuda/bn_act.h"
+#include "cuda_launch.h"
 
 namespace dcgan_fast {
 namespace {
 
-CUstream_st* current_stream(const c10::Device& device) {
-  const c10::impl::VirtualGuardImpl backend(device.type());
-  return static_cast<CUstream_st*>(backend.getStream(device).native_handle());
-}
-
-cuda::DType dtype_of(const char* op, const Tensor& t) {
-  switch (t.scalar_type()) {
-    case at::kFloat: return cuda::DType::kFloat32;
-    case at::kBFloat16: return cuda::DType::kBFloat16;
-    case at::kHalf: return cuda::DType::kFloat16;
-    default: TORCH_CHECK_NOT_IMPLEMENTED(false, op, "(): no CUDA kernel serves ", t.scalar_type(),
-                                         "; dcgan_fast.reference does");
-  }
-}
-
 cuda::BnActShape shape_of(const BnActOptions& o, const Tensor& input, const Tensor& weight) {
   const int64_t n = input.size(0), c = input.size(1), spatial = input.numel() / (n * c);
-  return {n, c, spatial, o.groups(), spatial == 1 || !input.is_contiguous(), dtype_of(o.op, input),
-          dtype_of(o.op, weight)};
-}
-
-Tensor workspace_for(const cuda::BnActShape& shape, const Tensor& input) {
-  const auto bytes = static_cast<int64_t>(cuda::bn_act_workspace_bytes(shape));
-  return at::empty({bytes}, at::TensorOptions(input.device()).dtype(at::kByte));
-}
-
-void check_launch(const BnActOptions& o, const char* error) { TORCH_CHECK(!error, o.op, "(): ", error); }
-
-// A vector as the kernels read it: contiguous, of `like`'s dtype (weight's, which is param_dtype).
-Tensor parameter(const Tensor& vector, const Tensor& like) {
-  return vector.to(like.scalar_type()).contiguous();
+  return {n, c, spatial, o.groups(), spatial == 1 || !input.is_contiguous(), cuda_dtype(o.op, input.scalar_type()),
+          cuda_dtype(o.op, weight.scalar_type())};
 }
 
 }  // namespace
 
 std::tuple<Tensor, Tensor> bn_act_run_cuda(const BnActOptions& o, const Tensor& input, const BnTensors& bn,
-                                           Tensor& output) {
+                                           Tensor& output, const MapStatistics* statistics) {
   const c10::DeviceGuard on_device(input.device());
   const auto shape = shape_of(o, input, bn.weight);
-  const Tensor weight = bn.weight.contiguous(), bias = parameter(bn.bias, weight);
+  const Tensor weight = bn.weight.contiguous(), bias = cuda_parameter(bn.bias, weight.scalar_type());
   Tensor running_mean, running_var;
   if (bn.running_mean) {
-    running_mean = parameter(*bn.running_mean, weight);
-    running_var = parameter(*bn.running_var, weight);
+    running_mean = cuda_parameter(*bn.running_mean, weight.scalar_type());
+    running_var = cuda_parameter(*bn.running_var, weight.scalar_type());
   }
   const Tensor mean = at::empty({shape.stat_groups, shape.channels},
                                 at::TensorOptions(input.device()).dtype(at::kFloat));
   const Tensor rstd = at::empty_like(mean);
-  const Tensor workspace = workspace_for(shape, input);
+  const Tensor workspace = cuda_workspace(cuda::bn_act_workspace_bytes(shape), input);
   cuda::BnActForward args{};
   args.shape = shape;
   args.x = input.const_data_ptr();
@@ -74,12 +40,17 @@ std::tuple<Tensor, Tensor> bn_act_run_cuda(const BnActOptions& o, const Tensor& 
   args.mean = mean.mutable_data_ptr<float>();
   args.rstd = rstd.mutable_data_ptr<float>();
   args.workspace = workspace.mutable_data_ptr();
+  if (statistics && statistics->tile_moments.defined()) {
+    args.tile_moments = statistics->tile_moments.const_data_ptr();
+    args.tile_counts = statistics->tile_counts.const_data_ptr<float>();
+    args.tiles = statistics->tile_counts.size(1);
+  }
   args.training = o.training;
   args.momentum = o.momentum;
   args.eps = o.eps;
   args.activation = o.activation;
   args.negative_slope = static_cast<float>(o.negative_slope);
-  check_launch(o, cuda::launch_bn_act_forward(args, current_stream(input.device())));
+  check_launch(o.op, cuda::launch_bn_act_forward(args, current_stream(input.device())));
   if (o.training && bn.running_mean) {
     for (const auto& [kept, updated] : {std::pair(*bn.running_mean, running_mean), {*bn.running_var, running_var}}) {
       if (!kept.is_same(updated)) kept.copy_(updated);
@@ -95,11 +66,11 @@ std::tuple<Tensor, Tensor, Tensor> bn_act_run_backward_cuda(const BnActOptions& 
                                                             std::array<bool, 3> mask, bool overwrite_grad) {
   const c10::DeviceGuard on_device(input.device());
   const auto shape = shape_of(o, input, weight);
-  const Tensor w = weight.contiguous(), b = parameter(bias, w);
+  const Tensor w = weight.contiguous(), b = cuda_parameter(bias, w.scalar_type());
   const Tensor grad_input = !mask[0] ? Tensor() : overwrite_grad ? grad : at::empty_like(input);
   const Tensor grad_weight = mask[1] ? at::empty_like(w) : Tensor();
   const Tensor grad_bias = mask[2] ? at::empty_like(b) : Tensor();
-  const Tensor workspace = workspace_for(shape, input);
+  const Tensor workspace = cuda_workspace(cuda::bn_act_workspace_bytes(shape), input);
   const auto out = [](const Tensor& t) { return t.defined() ? t.mutable_data_ptr() : nullptr; };
   cuda::BnActBackward args{};
   args.shape = shape;
@@ -116,7 +87,7 @@ std::tuple<Tensor, Tensor, Tensor> bn_act_run_backward_cuda(const BnActOptions& 
   args.training = o.training;
   args.activation = o.activation;
   args.negative_slope = static_cast<float>(o.negative_slope);
-  check_launch(o, cuda::launch_bn_act_backward(args, current_stream(input.device())));
+  check_launch(o.op, cuda::launch_bn_act_backward(args, current_stream(input.device())));
   return {grad_input, grad_weight, mask[2] ? grad_bias.to(bias.scalar_type()) : grad_bias};
 }
 

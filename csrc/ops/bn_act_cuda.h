@@ -6,7 +6,8 @@
 namespace dcgan_fast {
 
 // As bn_act_run and bn_act_run_backward, for CUDA maps of at least one element.
-std::tuple<Tensor, Tensor> bn_act_run_cuda(const BnActOptions&, const Tensor& input, const BnTensors&, Tensor& output);
+std::tuple<Tensor, Tensor> bn_act_run_cuda(const BnActOptions&, const Tensor& input, const BnTensors&, Tensor& output,
+                                           const MapStatistics* statistics);
 
 std::tuple<Tensor, Tensor, Tensor> bn_act_run_backward_cuda(const BnActOptions&, const Tensor& grad,
                                                             const Tensor& input, const Tensor& weight,

@@ -65,12 +65,11 @@ Tensor conv_act_forward(const Tensor& input, const Tensor& weight, const Optiona
     const int64_t channels = convolution.out_channels(weight);
     check_channel_vector(convolution.op, "bias", *bias, input, channels);
   }
-  const OptionalTensor wide = bias ? OptionalTensor(bias->to(at::kFloat).contiguous()) : std::nullopt;
-  cpu::Epilogue epilogue;
-  epilogue.bias = wide ? wide->const_data_ptr<float>() : nullptr;
-  epilogue.activation = parsed;
-  epilogue.negative_slope = static_cast<float>(negative_slope);
-  const Tensor fused = convolution.fused(input, weight, epilogue);
+  ConvFinish finish;
+  finish.bias = bias;
+  finish.activation = parsed;
+  finish.negative_slope = negative_slope;
+  const Tensor fused = convolution.fused(input, weight, finish);
   if (fused.defined()) return fused;
   Tensor output = convolution.reference(input, weight, of_maps(bias.value_or(Tensor()), input));
   activate_(parsed, negative_slope, output);

@@ -19,7 +19,9 @@ constexpr int64_t kNone[] = {0, 0};
 
 const char* name(bool transposed) { return transposed ? "conv_transpose_bn_act" : "conv_bn_act"; }
 
-// Returns output, the convolution's output (empty unless `save`), mean and rstd.
+Tensor nothing(const Tensor& like) { return at::empty({0}, like.options()); }
+
+// Returns output, the convolution's output (empty unless `save`), mean and rstd (empty unless `save` or `training`).
 std::tuple<Tensor, Tensor, Tensor, Tensor> conv_bn_act_forward(
     const Tensor& input, const Tensor& weight, const Tensor& bn_weight, const Tensor& bn_bias,
     const OptionalTensor& running_mean, const OptionalTensor& running_var, at::IntArrayRef stride,
@@ -31,22 +33,25 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> conv_bn_act_forward(
   const BnTensors bn{bn_weight, bn_bias, running_mean, running_var};
   convolution.check(input, weight);
   check_bn(options, input, input.size(0), convolution.out_channels(weight), bn);
-  if (!training && !save && input.is_cpu() && input.scalar_type() != at::kDouble) {
-    const Folded folded = bn_fold(options, bn);
-    const cpu::Epilogue affine{folded.scale.const_data_ptr<float>(), folded.shift.const_data_ptr<float>(),
-                               options.activation, static_cast<float>(negative_slope)};
-    if (const Tensor output = convolution.fused(input, weight, affine); output.defined()) {
-      return {output, at::empty({0}, output.options()), folded.mean, folded.rstd};
-    }
+  if (!training && !save) {
+    ConvFinish finish;
+    finish.bn = &bn;
+    finish.eps = eps;
+    finish.activation = options.activation;
+    finish.negative_slope = negative_slope;
+    const Tensor fused = convolution.fused(input, weight, finish);
+    if (fused.defined()) return {fused, nothing(fused), nothing(fused), nothing(fused)};
   }
-  cpu::BlockMoments moments{stat_groups};
-  cpu::Epilogue gather;
-  if (training) gather.moments = &moments;
+  MapStatistics statistics{stat_groups};
+  ConvFinish gather;
+  if (training) gather.statistics = &statistics;
   const Tensor fused = convolution.fused(input, weight, gather);
   const Tensor maps = fused.defined() ? fused : dense_maps(convolution.reference(input, weight, {}));
   Tensor output = save ? empty_maps_like(maps) : maps;  // nothing to keep: normalise in place
-  auto [mean, rstd] = bn_act_run(options, maps, bn, output, fused.defined() ? gather.moments : nullptr);
-  return {output, save ? maps : at::empty({0}, maps.options()), mean, rstd};
+  auto [mean, rstd] = bn_act_run(options, maps, bn, output, training && fused.defined() ? &statistics : nullptr);
+  if (save) return {output, maps, mean, rstd};
+  if (training) return {output, nothing(maps), mean, rstd};
+  return {output, nothing(maps), nothing(maps), nothing(maps)};
 }
 
 template <bool in_place>

@@ -9,8 +9,12 @@
 #include "../checks.h"
 #include "../cpu/conv_plan.h"
 #include "../cpu/workspace.h"
+#include "device.h"
 #include "map_pool.h"
 #include "packed_weights.h"
+#ifdef DCGAN_FAST_CUDA
+#include "convolution_cuda.h"
+#endif
 
 namespace dcgan_fast {
 
@@ -77,8 +81,40 @@ cpu::ConvShape shape_of(const Convolution& c, const Tensor& weight, at::IntArray
 }
 
 bool on_our_cpu(const Tensor& input, const Tensor& weight) {
-  return input.is_cpu() && input.numel() > 0 && weight.scalar_type() == input.scalar_type();
+  return kernels_of(input) == Kernels::cpu && input.numel() > 0 && weight.scalar_type() == input.scalar_type();
 }
+
+#ifdef DCGAN_FAST_CUDA
+bool on_our_cuda(const Convolution& c, const Tensor& input, const Tensor& weight) {
+  if (kernels_of(input) != Kernels::cuda || input.numel() == 0 || weight.scalar_type() != input.scalar_type()) return false;
+  const auto output = output_sizes(c, input, weight);
+  const at::IntArrayRef fine = c.transposed ? at::IntArrayRef(output) : input.sizes(),
+                        coarse = c.transposed ? input.sizes() : at::IntArrayRef(output);
+  return !conv_cuda_refusal(c, weight, fine, coarse);
+}
+#endif
+
+// A finish as the CPU's engines take it, and the tensors behind it.
+struct CpuEpilogue {
+  cpu::Epilogue of_engine;
+  Tensor scale, bias;
+
+  explicit CpuEpilogue(const ConvFinish& finish) {
+    if (finish.bn) {
+      std::tie(scale, bias) = bn_fold(finish.eps, *finish.bn);
+      of_engine.scale = scale.const_data_ptr<float>();
+    } else if (finish.bias) {
+      bias = finish.bias->to(at::kFloat).contiguous();
+    }
+    of_engine.bias = bias.defined() ? bias.const_data_ptr<float>() : nullptr;
+    of_engine.activation = finish.activation;
+    of_engine.negative_slope = static_cast<float>(finish.negative_slope);
+    if (finish.statistics) {
+      finish.statistics->blocks.groups = finish.statistics->groups;
+      of_engine.moments = &finish.statistics->blocks;
+    }
+  }
+};
 
 // in -> out by the plain convolution (down) or the transposed one (up); both are channels_last.
 void run_engine(const cpu::ConvEngine& engine, cpu::Direction direction, const cpu::ConvShape& shape, const Tensor& weight,
@@ -100,15 +136,21 @@ Tensor weight_gradient(const cpu::ConvEngine& engine, const cpu::ConvShape& shap
 
 }  // namespace
 
-Tensor Convolution::fused(const Tensor& input, const Tensor& weight, const cpu::Epilogue& epilogue) const {
-  if (!on_our_cpu(input, weight)) return {};
+Tensor Convolution::fused(const Tensor& input, const Tensor& weight, const ConvFinish& finish) const {
   const auto sizes = output_sizes(*this, input, weight);
+#ifdef DCGAN_FAST_CUDA
+  if (on_our_cuda(*this, input, weight)) {
+    return conv_cuda(*this, transposed, input, weight, sizes, finish).contiguous(result_format(input, weight));
+  }
+#endif
+  if (!on_our_cpu(input, weight)) return {};
   const auto shape = transposed ? shape_of(*this, weight, sizes, input.sizes()) : shape_of(*this, weight, input.sizes(), sizes);
   const auto direction = transposed ? cpu::Direction::up : cpu::Direction::down;
   const cpu::ConvEngine* engine = cpu::choose_engine(shape, direction);
   if (!engine) return {};
+  const CpuEpilogue epilogue(finish);
   const Tensor out = empty_maps(sizes, input.options(), at::MemoryFormat::ChannelsLast);
-  run_engine(*engine, direction, shape, weight, channels_last(input), out, epilogue);
+  run_engine(*engine, direction, shape, weight, channels_last(input), out, epilogue.of_engine);
   return out.contiguous(result_format(input, weight));
 }
 
@@ -121,6 +163,17 @@ std::tuple<Tensor, Tensor, Tensor> Convolution::backward(const Tensor& grad, con
   std::tuple<Tensor, Tensor, Tensor> result;
   auto& [grad_input, grad_weight, grad_bias] = result;
   const bool trains = mask[1] && weight.is_cpu();
+#ifdef DCGAN_FAST_CUDA
+  if (on_our_cuda(*this, input, weight) && grad.scalar_type() == input.scalar_type()) {
+    const auto format = result_format(input, weight);
+    const Tensor dense_grad = channels_last(grad), &fine = transposed ? dense_grad : input,
+                 &coarse = transposed ? input : dense_grad;
+    if (mask[0]) grad_input = conv_cuda(*this, !transposed, dense_grad, weight, input.sizes(), {}).contiguous(format);
+    if (mask[1]) grad_weight = conv_weight_grad_cuda(*this, weight, fine, coarse).contiguous(format);
+    if (mask[2]) grad_bias = grad.sum({0, 2, 3});
+    mask = {};
+  }
+#endif
   if (on_our_cpu(input, weight) && grad.scalar_type() == input.scalar_type()) {
     const Tensor &fine = transposed ? grad : input, &coarse = transposed ? input : grad;
     const auto shape = shape_of(*this, weight, fine.sizes(), coarse.sizes());
@@ -163,6 +216,9 @@ std::vector<std::string> convolution_engines(const Tensor& input, const Tensor& 
                                              at::IntArrayRef padding, at::IntArrayRef output_padding, bool transposed) {
   const Convolution c{"convolution_engines", transposed, stride, padding, output_padding};
   c.check(input, weight);
+#ifdef DCGAN_FAST_CUDA
+  if (on_our_cuda(c, input, weight)) return std::vector<std::string>(3, conv_cuda_name(input.scalar_type()));
+#endif
   if (!on_our_cpu(input, weight)) return {"ATen", "ATen", "ATen"};
   const auto sizes = output_sizes(c, input, weight);
   const auto shape = transposed ? shape_of(c, weight, sizes, input.sizes()) : shape_of(c, weight, input.sizes(), sizes);

@@ -10,12 +10,22 @@
 #include <vector>
 
 #include "../activation.h"
-#include "../cpu/conv.h"
+#include "bn_act.h"
 
 namespace dcgan_fast {
 
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
+
+// What happens to a convolution's output before it leaves the kernel.
+struct ConvFinish {
+  OptionalTensor bias;           // [C]
+  const BnTensors* bn = nullptr; // batch norm by running statistics, in place of a bias
+  double eps = 0;                // of bn
+  Activation activation = Activation::none;
+  double negative_slope = 0;
+  MapStatistics* statistics = nullptr;  // gathered here, where neither of the others is asked for
+};
 
 struct Convolution {
   const char* op;  // the public op, for error messages
@@ -28,8 +38,8 @@ struct Convolution {
   void check(const Tensor& input, const Tensor& weight) const;
   int64_t out_channels(const Tensor& weight) const { return weight.size(transposed ? 1 : 0); }
 
-  // The convolution, then what `epilogue` asks for, where one of our engines serves on the CPU; undefined where none does.
-  Tensor fused(const Tensor& input, const Tensor& weight, const cpu::Epilogue& epilogue) const;
+  // The convolution and its finish, where one of our kernels serves; undefined where none does.
+  Tensor fused(const Tensor& input, const Tensor& weight, const ConvFinish& finish) const;
   // The same without an epilogue, in ATen's differentiable calls.
   Tensor reference(const Tensor& input, const Tensor& weight, const OptionalTensor& bias) const;
   // Gradients of input, weight and bias; those not in `mask` are undefined.

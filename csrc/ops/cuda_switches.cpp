@@ -1,0 +1,17 @@
+#include "cuda_switches.h"
+
+#include <ATen/Context.h>
+
+namespace dcgan_fast {
+
+CudaSwitches& cuda_switches() {
+  static CudaSwitches instance;
+  return instance;
+}
+
+bool tf32_allowed() {
+  const int allowed = cuda_switches().allow_tf32;
+  return allowed == CudaSwitches::follow_torch ? at::globalContext().allowTF32CuDNN(at::Float32Op::CONV) : allowed;
+}
+
+}  // namespace dcgan_fast

@@ -1,0 +1,17 @@
+// How the CUDA kernels multiply float32: read at every call, so that a change counts from the next one.
+#pragma once
+
+#include <atomic>
+
+namespace dcgan_fast {
+
+struct CudaSwitches {
+  enum Tf32 { follow_torch = -1, no = 0, yes = 1 };
+  std::atomic<int> allow_tf32{follow_torch};      // follow_torch: torch.backends.cudnn.conv.fp32_precision
+  std::atomic<bool> strict_on_tensor_cores{true};  // where tf32 is not allowed: three tf32 products for one, or float32's own
+};
+
+CudaSwitches& cuda_switches();
+bool tf32_allowed();  // by the switch or by torch, as of now
+
+}  // namespace dcgan_fast
