@@ -1,18 +1,22 @@
-"""Do the checks of test_bn_act_emulated.py see anything? Bugs are planted in copies of the kernels,
-as edits of the source, and each must be caught by the check that is meant for its kind."""
+"""Do the checks of the emulated kernels see anything? Bugs are planted in copies of the kernels, as
+edits of the source, and each must be caught by the check that is meant for its kind."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from bn_act_emulated import Case, EmulatedBnAct
-from emulator_harness import KERNELS, Builder, Emulated, Fault
-from test_bn_act_emulated import assert_right, assert_same
+from conv_emulated import ConvCase, EmulatedConv
+from emulator_harness import KERNELS, Builder, Emulated, Fault, Tensors
+from test_bn_act_emulated import assert_right
+from test_conv_emulated import assert_right as assert_conv_right
+from test_conv_emulated import assert_same
 
 CASES = [
     Case(6, 24, 90, activation="leaky_relu", stat_groups=2),
@@ -22,23 +26,46 @@ CASES = [
 ]
 
 
-def check_values(emulated: EmulatedBnAct) -> None:
-    for case in CASES:
-        inputs = case.inputs()
-        assert_right(case, inputs, emulated.both(case, inputs))
+CONV_CASES = [
+    ConvCase(4, (16, 8, 8), 24, stat_groups=2),
+    ConvCase(1, (64, 4, 4), 32),  # the depth is split
+    ConvCase(3, (3, 7, 5), 20, kernel=(3, 3), padding=(1, 0)),
+    ConvCase(8, (16, 17, 12), 72, kernel=(1, 1), stride=(1, 1), padding=(0, 0)),
+]
 
 
-def check_order(emulated: EmulatedBnAct) -> None:
+def run_all(
+    emulated: Emulated, schedule: str = "in_order", seed: int = 1
+) -> Iterator[tuple[Callable[[], None], Tensors]]:
+    """The results of each case, and what checks their values."""
+    if isinstance(emulated, EmulatedBnAct):
+        for case in CASES:
+            inputs = case.inputs()
+            results = emulated.both(case, inputs, schedule, seed)
+            yield functools.partial(assert_right, case, inputs, results), results
+    elif isinstance(emulated, EmulatedConv):
+        for conv in CONV_CASES:
+            inputs = conv.inputs()
+            results = emulated.all(conv, inputs, schedule, seed)
+            yield functools.partial(assert_conv_right, conv, inputs, results), results
+
+
+def check_values(emulated: Emulated) -> None:
+    for check, _ in run_all(emulated):
+        check()
+
+
+def check_order(emulated: Emulated) -> None:
     check_values(emulated)  # else there would be no need to look further
-    for case in CASES:
-        first = emulated.both(case)
-        for seed in range(1, 4):
-            assert_same(first, emulated.both(case, None, "random_warps", seed))
+    first = [results for _, results in run_all(emulated)]
+    for seed in range(1, 4):
+        for one, (_, other) in zip(first, run_all(emulated, "random_warps", seed), strict=True):
+            assert_same(one, other)
 
 
-def check_sanitizer(emulated: EmulatedBnAct) -> None:
-    for case in CASES:
-        emulated.both(case, None, "random_warps")
+def check_sanitizer(emulated: Emulated) -> None:
+    for _ in run_all(emulated, "random_warps"):
+        pass
     emulated.close()
 
 
@@ -53,6 +80,12 @@ class Bug:
     caught_by: str
     places: int = 1
 
+    @property
+    def kind(self) -> type[Emulated]:
+        return EmulatedBnAct if self.file in BN_ACT_FILES else EmulatedConv
+
+
+BN_ACT_FILES = ("bn_act.cu", "bn_act.cuh", "reduce.cuh", "activation.cuh")
 
 UNORDERED = """
   Pair total;
@@ -166,7 +199,123 @@ BUGS = [
         "return z >= -0.05f ? dy : below;",
         "values",
     ),
+    Bug(
+        "no wait for the copies of a stage",
+        "matrix.cuh",
+        "    ptx::cp_async_wait<kStages - 2>();\n",
+        "",
+        "values",
+    ),
+    Bug(
+        "a wait for one stage too few",
+        "matrix.cuh",
+        "ptx::cp_async_wait<kStages - 2>();",
+        "ptx::cp_async_wait<kStages - 1>();",
+        "values",
+    ),
+    Bug(
+        "no barrier before a stage is multiplied",
+        "matrix.cuh",
+        "    __syncthreads();\n    start(step + kStages - 1);",
+        "    start(step + kStages - 1);",
+        "tsan",
+    ),
+    Bug(
+        "a stage is filled while it is multiplied",
+        "matrix.cuh",
+        "    start(step + kStages - 1);\n    multiply_stage<Step>("
+        "sums, TileA{tiles(step)}, TileB{tiles(step) + TileA::kBytes});",
+        "    multiply_stage<Step>(sums, TileA{tiles(step)}, TileB{tiles(step) + TileA::kBytes});\n"
+        "    start(step + kStages);",
+        "values",
+    ),
+    Bug(
+        "sums are staged where warps still multiply",
+        "matrix.cuh",
+        "  __syncthreads();  // shared memory is free\n",
+        "",
+        "tsan",
+    ),
+    Bug(
+        "registers of a fragment are swapped",
+        "matrix.cuh",
+        "    left[0] = both[0], left[1] = both[1];",
+        "    left[0] = both[1], left[1] = both[0];",
+        "values",
+    ),
+    Bug(
+        "rows of a transposed fragment are swapped",
+        "matrix.cuh",
+        "tile.chunk(k + lane / 16 * 8 + lane % 8, row / Tile::kChunk + lane / 8 % 2)",
+        "tile.chunk(k + lane / 8 % 2 * 8 + lane % 8, row / Tile::kChunk + lane / 16)",
+        "values",
+    ),
+    Bug(
+        "one row of pixels too many",
+        "conv.cuh",
+        "if (row >= tile.rows)",
+        "if (row > tile.rows)",
+        "asan",
+    ),
+    Bug(
+        "the map has a row more",
+        "conv.cuh",
+        "static_cast<unsigned>(y + tap_y) < static_cast<unsigned>(launch.y.input)",
+        "static_cast<unsigned>(y + tap_y) <= static_cast<unsigned>(launch.y.input)",
+        "values",
+    ),
+    Bug(
+        "a pixel of the depth too many",
+        "conv_weight_grad.cuh",
+        "const bool valid = met && pixel + line < end",
+        "const bool valid = met && pixel + line <= end",
+        "asan",
+    ),
+    Bug(
+        "channels that do not exist are stored",
+        "conv_finish.cuh",
+        "if (channels > 0) store",
+        "store",
+        "asan",
+    ),
+    Bug(
+        "a part of the depth is left out",
+        "conv_finish.cuh",
+        "for (int part = 0; part < count; part++)",
+        "for (int part = 1; part < count; part++)",
+        "values",
+    ),
+    Bug(
+        "no barrier before the sums are read",
+        "conv_finish.cuh",
+        "  __syncthreads();\n\n  const int lane",
+        "  const int lane",
+        "tsan",
+    ),
+    Bug(
+        "scratch takes the place of sums in use",
+        "conv_finish.cuh",
+        "  __syncthreads();  // the scratch lies where the sums are\n",
+        "",
+        "tsan",
+    ),
+    Bug(
+        "statistics of rows that do not exist",
+        "conv_finish.cuh",
+        "  if (threadIdx.x == 0 && first_column == 0) to.counts[at] = all.n;",
+        "  if (threadIdx.x == 0 && first_column == 0) to.counts[at] = Shape::kRows;",
+        "values",
+    ),
+    Bug(
+        "phases begin one tap late",
+        "conv.cuh",
+        "p.first_tap = phase, p.tap_step = axis.stride",
+        "p.first_tap = (phase + 1) % axis.stride, p.tap_step = axis.stride",
+        "values",
+    ),
 ]
+
+OPS = (EmulatedBnAct, EmulatedConv)
 
 CHECKS: dict[str, tuple[str, Callable[[Emulated], None], type[Exception]]] = {
     "values": ("plain", check_values, AssertionError),
@@ -177,8 +326,8 @@ CHECKS: dict[str, tuple[str, Callable[[Emulated], None], type[Exception]]] = {
 
 
 def plant(bug: Bug, folder: Path) -> Path:
-    """A copy of the kernels with the bug; a sixth of them, to compile it sooner: float32 alone, and
-    no smooth activation."""
+    """A copy of the kernels with the bug; a part of them, to compile it sooner: float32 alone and no
+    smooth activation of bn_act, bfloat16 alone of the convolutions."""
     kernels = folder / bug.name.replace(" ", "_").replace(",", "") / "cuda"
     shutil.copytree(KERNELS, kernels)
     for shared in KERNELS.parent.glob("*.h"):
@@ -187,16 +336,24 @@ def plant(bug: Bug, folder: Path) -> Path:
     source = target.read_text()
     assert source.count(bug.old) == bug.places, f"{bug.file} no longer has: {bug.old}"
     target.write_text(source.replace(bug.old, bug.new))
-    launchers = kernels / "bn_act.cu"
-    source = launchers.read_text()
-    for whole, part in (
-        ("run(__nv_bfloat16())", "run(float())"),
-        ("run(__half())", "run(float())"),
-        ("run(vector, last, std::true_type())", "run(vector, last, std::false_type())"),
+    for name, whole, part in (
+        ("bn_act.cu", "run(__nv_bfloat16())", "run(float())"),
+        ("bn_act.cu", "run(__half())", "run(float())"),
+        (
+            "bn_act.cu",
+            "run(vector, last, std::true_type())",
+            "run(vector, last, std::false_type())",
+        ),
+        ("conv.cu", "run(HalfStep<__half>())", "nullptr"),
+        ("conv.cu", "run(Tf32Step())", "nullptr"),
+        ("conv.cu", "run(Tf32x3Step())", "nullptr"),
+        ("conv.cu", "run(FmaStep())", "nullptr"),
     ):
+        source = (kernels / name).read_text()
         assert whole in source
-        source = source.replace(whole, part)
-    launchers.write_text(source)
+        (kernels / name).write_text(source.replace(whole, part))
+    for other in ("fp16", "tf32", "tf32x3", "fma"):
+        (kernels / f"conv_{other}.cu").unlink()
     return kernels
 
 
@@ -206,10 +363,14 @@ def planted(builder: Builder, tmp_path_factory: pytest.TempPathFactory) -> dict[
     folder = tmp_path_factory.mktemp("planted")
     none = Bug("nothing", "bn_act.cuh", "#pragma once\n", "#pragma once\n", "")
     folders = {bug.name: plant(bug, folder) for bug in [*BUGS, none]}
-    wanted = {(CHECKS[bug.caught_by][0], folders[bug.name]) for bug in BUGS}
-    wanted |= {(build, folders["nothing"]) for build, _, _ in CHECKS.values()}
+    wanted = {(bug.kind.OP, CHECKS[bug.caught_by][0], folders[bug.name]) for bug in BUGS}
+    wanted |= {
+        (op, build, folders["nothing"])
+        for build, _, _ in CHECKS.values()
+        for op in ("bn_act", "conv")
+    }
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda arguments: builder.driver("bn_act", *arguments), wanted))
+        list(pool.map(lambda arguments: builder.driver(*arguments), wanted))
     return folders
 
 
@@ -217,12 +378,13 @@ def planted(builder: Builder, tmp_path_factory: pytest.TempPathFactory) -> dict[
 def test_bug_is_caught(bug: Bug, planted: dict[str, Path], start: Callable[..., Emulated]) -> None:
     build, check, failure = CHECKS[bug.caught_by]
     with pytest.raises(failure):
-        check(start(EmulatedBnAct, build, planted[bug.name]))
+        check(start(bug.kind, build, planted[bug.name]))
 
 
+@pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("kind", CHECKS)
 def test_kernels_without_a_bug_pass(
-    kind: str, planted: dict[str, Path], start: Callable[..., Emulated]
+    kind: str, op: type[Emulated], planted: dict[str, Path], start: Callable[..., Emulated]
 ) -> None:
     build, check, _ = CHECKS[kind]
-    check(start(EmulatedBnAct, build, planted["nothing"]))
+    check(start(op, build, planted["nothing"]))
