@@ -24,9 +24,8 @@ bench:     ## every benchmark, half an hour on 2 cores; the figures as JSON, als
 bench-report:  ## the figures as tables and pictures: benchmarks/results/report.md
 	dcgan-fast bench --report $(RESULTS)
 
-gpu:       ## on a machine with a GPU: build, then the tests, those on CUDA tensors among them
-	DCGAN_FAST_CUDA=1 pip install --no-build-isolation --no-deps .
-	pytest
+gpu:       ## on a machine with a GPU: build, tests on CUDA tensors, compute-sanitizer, benchmarks; results to commit
+	.ci/gpu $(RESULTS)
 
 format:    ## rewrite imports and style
 	ruff check --fix . && ruff format .

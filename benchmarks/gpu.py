@@ -1,0 +1,357 @@
+"""Benchmarks on a GPU: each layer, and whole training steps, beside PyTorch's and the device's own ceilings.
+
+    python benchmarks/gpu.py --out benchmarks/results     # 3 minutes on an H200
+    python benchmarks/gpu.py --small                       # does it run? On the emulator too, where times mean nothing
+
+Times are medians of CUDA events around one call, between which other memory is written, so that no call finds
+its operands in the L2 cache; contenders take turns in each round. Whole steps are timed over several steps in
+a row, captured in one CUDA graph where the contender says so. Rows are written as they come: a run that is
+stopped keeps what it has.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import math
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from contenders import operands, ours, plain
+from layers import (
+    FORWARD,
+    INPUT_GRAD,
+    NETS,
+    SMALL,
+    SMALL_BATCH,
+    WEIGHT_GRAD,
+    Layer,
+    distinct,
+    layers_of,
+)
+from torch import nn
+from torch.optim import Adam
+from training_loops import BETAS, LEARNING_RATE, ExampleLoop, TunedLoop
+
+import dcgan_fast
+from dcgan_fast import models, unfuse
+
+ON_A_GPU = torch.cuda.is_available()
+DTYPES = {"bfloat16": torch.bfloat16, "tf32": torch.float32, "float32": torch.float32}
+Contender = Callable[[], object]
+
+
+@dataclass
+class Row:
+    """One line of the results."""
+
+    table: str  # ceilings, layers, steps
+    case: dict[str, str]
+    gflop: float = 0.0
+    gigabytes: float = 0.0
+    milliseconds: dict[str, float] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+
+    def text(self) -> str:
+        case = " ".join(self.case.values())
+        times = "  ".join(f"{name} {ms:.4f}" for name, ms in self.milliseconds.items())
+        ours = self.milliseconds.get("ours")
+        rates = (
+            f"  {self.gflop / ours:.1f} TFLOP/s {1e3 * self.gigabytes / ours:.0f} GB/s"
+            if ours
+            else ""
+        )
+        return f"{self.table:8} {case:60} {times}{rates} {self.failed or ''}"
+
+
+def synchronize() -> None:
+    if ON_A_GPU:
+        torch.cuda.synchronize()
+
+
+class Timer:
+    """Milliseconds of calls, by events on the device; by the clock where there is none."""
+
+    def __init__(self, small: bool) -> None:
+        self.flush = torch.empty(
+            1 if small else 256 << 20, dtype=torch.uint8
+        )  # larger than any L2 cache
+
+    def once(self, contender: Contender) -> float:
+        self.flush.zero_()
+        if not ON_A_GPU:
+            start = time.perf_counter()
+            contender()
+            return 1e3 * (time.perf_counter() - start)
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        contender()
+        end.record()
+        end.synchronize()
+        return begin.elapsed_time(end)
+
+    def race(
+        self, contenders: dict[str, Contender], seconds: float, most: int
+    ) -> tuple[dict, dict]:
+        """Median milliseconds of each over the same rounds, and why those failed that did."""
+        failed: dict[str, str] = {}
+        for name, contender in list(contenders.items()):
+            try:
+                for _ in range(3):
+                    contender()
+                synchronize()
+            except Exception as error:  # a contender that cannot run here is a fact, not an end
+                failed[name] = f"{type(error).__name__}: {error}"[:200]
+                del contenders[name]
+        times: dict[str, list[float]] = {name: [] for name in contenders}
+        start = time.perf_counter()
+        for turn in range(most):
+            for name, contender in contenders.items():
+                times[name].append(self.once(contender))
+            if turn >= 4 and time.perf_counter() - start > seconds:
+                break
+        return {name: statistics.median(t) for name, t in times.items()}, failed
+
+
+def graphed(contender: Contender, warm_ups: int = 3) -> Contender:
+    """The contender's launches, captured once; without a GPU the contender itself."""
+    if not ON_A_GPU:
+        return contender
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(warm_ups):
+            contender()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        contender()
+    return graph.replay
+
+
+# --- what is measured ---
+
+
+def ceilings(timer: Timer, small: bool) -> Iterator[Row]:
+    """Rates of a copy and of matrix products by PyTorch's libraries, on data that is not zero."""
+    elements = 1 << (16 if small else 29)
+    source = torch.rand(elements)
+    target = torch.empty_like(source)
+    times, _ = timer.race({"copy": lambda: target.copy_(source)}, 1, 20)
+    yield Row("ceilings", {"what": "copy"}, 0, 2 * 4 * elements / 1e9, {"ours": times["copy"]})
+    n = 64 if small else 8192
+    for name, dtype in DTYPES.items():
+        torch.backends.cuda.matmul.allow_tf32 = name == "tf32"
+        a, b = torch.randn(2, n, n).to(dtype)
+        times, _ = timer.race({"product": lambda a=a, b=b: a @ b}, 1, 20)
+        yield Row("ceilings", {"what": name}, 2 * n**3 / 1e9, 0, {"ours": times["product"]})
+    torch.backends.cuda.matmul.allow_tf32 = False
+
+
+def allow_tf32(name: str) -> None:
+    torch.backends.cudnn.allow_tf32 = name == "tf32"
+
+
+def layer_rows(timer: Timer, small: bool, net: str) -> Iterator[Row]:
+    """Each layer of a net: forward, and forward with backward, ours and PyTorch's, each as a graph."""
+    for layer in distinct({net: NETS[net]}, small):
+        if layer.op == "linear":
+            continue
+        for name, dtype in DTYPES.items():
+            allow_tf32(name)
+            given = on_device(layer, dtype)
+            for passes in ("forward", "forward+backward"):
+                run = partial(_forward if passes == "forward" else _both, layer)
+                calls = {
+                    "ours": partial(run, ours, given),
+                    "channels_last": partial(run, plain, given),
+                }
+                contenders: dict[str, Contender] = {}
+                failed: dict[str, str] = {}
+                for who, call in calls.items():
+                    try:
+                        contenders[who] = graphed(call)
+                    except Exception as error:
+                        failed[who] = f"{type(error).__name__}: {error}"[:200]
+                times, more = timer.race(contenders, 0.5, 50)
+                counted = [FORWARD] if passes == "forward" else [FORWARD, WEIGHT_GRAD]
+                if passes != "forward" and not layer.data_in:
+                    counted.append(INPUT_GRAD)
+                yield Row(
+                    "layers",
+                    {"layer": f"{layer.op} {layer}", "dtype": name, "passes": passes},
+                    layer.flop(*counted) / 1e9,
+                    layer.bytes(dtype.itemsize, *counted) / 1e9,
+                    times,
+                    failed | more,
+                )
+
+
+def on_device(layer: Layer, dtype: torch.dtype) -> Any:
+    with torch.device("cpu"):
+        given = operands(layer, dtype, torch.channels_last)
+    if not ON_A_GPU:
+        return given
+    for name, tensor in vars(given).items():
+        if tensor is not None:
+            moved = tensor.detach().cuda().requires_grad_(tensor.requires_grad)
+            setattr(given, name, moved)
+    return given
+
+
+def _forward(layer: Layer, function: Callable, given: Any) -> torch.Tensor:
+    with torch.no_grad():
+        return function(layer, given)
+
+
+def _both(layer: Layer, function: Callable, given: Any) -> tuple[torch.Tensor, ...]:
+    return torch.autograd.grad(function(layer, given), given.leaves(layer), given.grad)
+
+
+class Step:
+    """A whole training step without a word to the host: D on real and fake, then G, capturable fused Adam."""
+
+    def __init__(self, networks: tuple[nn.Module, nn.Module], real: torch.Tensor, autocast) -> None:
+        self.loop = TunedLoop(*networks, real, networks[0].nz, autocast)
+        for name, network in (("adam_g", networks[0]), ("adam_d", networks[1])):
+            optimizer = Adam(
+                network.parameters(), lr=LEARNING_RATE, betas=BETAS, fused=True, capturable=ON_A_GPU
+            )
+            setattr(self.loop, name, optimizer)
+
+    def __call__(self) -> object:
+        return self.loop()
+
+
+def step_rows(timer: Timer, small: bool, net: str, batch: int) -> Iterator[Row]:
+    """Whole steps: the example as it stands, PyTorch at its best, ours; with and without a CUDA graph."""
+    preset, overrides, _ = NETS[net]
+    batch = SMALL_BATCH if small else batch
+    pair = models.build(preset, **overrides, **(SMALL if small else {}))
+    device = "cuda" if ON_A_GPU else "cpu"
+    pair = tuple(network.to(device) for network in pair)
+    size = pair[0].image_size
+    real = torch.rand(batch, pair[0].nc, size, size) * 2 - 1
+    nhwc = real.contiguous(memory_format=torch.channels_last)
+
+    def copies(*, fused: bool) -> tuple[nn.Module, nn.Module]:
+        made = copy.deepcopy(pair)
+        made = made if fused else tuple(map(unfuse, made))
+        return tuple(network.to(memory_format=torch.channels_last) for network in made)
+
+    for name, dtype in DTYPES.items():
+        allow_tf32(name)
+        autocast = nullcontext
+        if dtype == torch.bfloat16:
+            autocast = partial(torch.autocast, device, dtype=torch.bfloat16)
+        makers: dict[str, Callable[[], Contender]] = {
+            "ours": lambda a=autocast: graphed(Step(copies(fused=True), nhwc, a)),
+            "ours, eager": lambda a=autocast: Step(copies(fused=True), nhwc, a),
+            "channels_last, graph": lambda a=autocast: graphed(Step(copies(fused=False), nhwc, a)),
+            "channels_last, eager": lambda a=autocast: Step(copies(fused=False), nhwc, a),
+        }
+        if not small:
+            makers["compiled"] = lambda a=autocast: Step(
+                tuple(
+                    torch.compile(n, mode="max-autotune", dynamic=False)
+                    for n in copies(fused=False)
+                ),
+                nhwc,
+                a,
+            )
+        if name == "float32":
+            generator, discriminator = copy.deepcopy(tuple(map(unfuse, pair)))
+            with_sigmoid = nn.Sequential(discriminator, nn.Sigmoid())
+            makers["example"] = lambda g=generator, d=with_sigmoid: ExampleLoop(
+                g, d, real, g.nz, nullcontext
+            )
+        contenders: dict[str, Contender] = {}
+        failed: dict[str, str] = {}
+        for who, make in makers.items():
+            try:
+                contenders[who] = make()
+            except Exception as error:
+                failed[who] = f"{type(error).__name__}: {error}"[:200]
+        times, more = timer.race(contenders, 4, 60)
+        generator_layers, discriminator_layers = layers_of(net, small, batch)
+        work = sum(
+            layer.flop(FORWARD, WEIGHT_GRAD, *([INPUT_GRAD] if i else []))
+            for layers, calls in ((generator_layers, 1), (discriminator_layers, 2))
+            for _ in range(calls)
+            for i, layer in enumerate(layers)
+        ) + sum(layer.flop(FORWARD, INPUT_GRAD) for layer in discriminator_layers)
+        case = {"net": net, "batch": str(batch), "dtype": name}
+        row = Row("steps", case, work / 1e9, 0, times, failed | more)
+        yield row
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--out", type=Path, help="folder for <gpu>-<date>.json; none: print only")
+    parser.add_argument("--small", action="store_true", help="tiny layers: does it run?")
+    parser.add_argument("--only", choices=["ceilings", "layers", "steps"], help="one table")
+    options = parser.parse_args(arguments)
+    if not ON_A_GPU and not options.small:
+        parser.error("there is no GPU; with --small it runs on what there is")
+    if ON_A_GPU:
+        torch.set_default_device("cuda")
+    torch.manual_seed(0)
+    name = torch.cuda.get_device_name() if ON_A_GPU else "no GPU"
+    rows: list[Row] = []
+    target = None
+    if options.out:
+        stem = "-".join(name.lower().split()) + time.strftime("-%Y-%m-%d")
+        options.out.mkdir(parents=True, exist_ok=True)
+        target = options.out / f"{stem}.json"
+    print(f"{name}, torch {torch.__version__}, dcgan_fast {dcgan_fast.__version__}")
+    timer = Timer(options.small)
+    net = "pytorch-64"
+    tables = {
+        "ceilings": [partial(ceilings, timer, options.small)],
+        "steps": [
+            partial(step_rows, timer, options.small, net, 128),
+            partial(step_rows, timer, options.small, net, 32),
+            partial(step_rows, timer, options.small, "paper-64", 128),
+        ],
+        "layers": [partial(layer_rows, timer, options.small, net)],
+    }
+    for table, makers in tables.items():
+        if options.only not in (None, table):
+            continue
+        for rows_of in makers:
+            for row in rows_of():
+                rows.append(row)
+                print(row.text(), flush=True)
+                if target:
+                    content = {
+                        "device": name,
+                        "torch": torch.__version__,
+                        "rows": list(map(asdict, rows)),
+                    }
+                    unfinished = target.with_suffix(".unfinished")
+                    unfinished.write_text(json.dumps(content, indent=1))
+                    unfinished.replace(target)
+    geometric = [
+        row.milliseconds["channels_last"] / row.milliseconds["ours"]
+        for row in rows
+        if row.table == "layers" and {"ours", "channels_last"} <= row.milliseconds.keys()
+    ]
+    if geometric:
+        mean = math.exp(statistics.fmean(map(math.log, geometric)))
+        print(
+            f"layers: {mean:.2f} x PyTorch channels_last (geometric mean of {len(geometric)} rows)"
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
