@@ -1,8 +1,8 @@
 """The compiled half: torch glue by torch's own builder, kernels beside it (_build/kernels.py).
 
-Environment: MAX_JOBS, CXX, DCGAN_FAST_CUDA=auto|0|1, TORCH_CUDA_ARCH_LIST, CUDA_HOME. For tests: DCGAN_FAST_SANITIZE=1
-watches the memory accesses of the CPU kernels (.ci/sanitize), DCGAN_FAST_CUDA=emulated runs the CUDA kernels on CPU
-tensors, by tests/emulator.
+Environment: MAX_JOBS, CXX, DCGAN_FAST_CUDA=auto|0|1, TORCH_CUDA_ARCH_LIST, CUDA_HOME. For tests: DCGAN_FAST_GENERIC=1
+builds no CPU kernels but those of any machine, DCGAN_FAST_SANITIZE=1 watches the memory accesses of the CPU kernels
+(.ci/sanitize), DCGAN_FAST_CUDA=emulated runs the CUDA kernels on CPU tensors, by tests/emulator.
 """
 
 import os
@@ -20,15 +20,13 @@ sys.path.insert(0, str(Path(__file__).parent / "_build"))
 from kernels import (
     CPU_KERNELS,
     CSRC,
+    EMULATED,
     OLDEST_TORCH,
     X86,
     cpu_commands,
-    cuda_commands,
+    cuda_half,
     cuda_home,
-    cuda_targets,
-    cuda_wanted,
     cxx_flags,
-    emulated_commands,
     import_torch,
     stop,
 )  # noqa: E402
@@ -47,38 +45,20 @@ def compiled_half():
     )
 
     cxx, home = get_cxx_compiler(), cuda_home()
-    emulated = cuda_wanted() == "emulated"
     if not shutil.which(cxx):
         stop(f"no C++ compiler ({cxx}): install g++ (Debian: apt-get install g++), or set CXX")
     flags, link = cxx_flags()
     sources = [
         str(p)
         for p in sorted(CSRC.rglob("*.cpp"))
-        if p not in CPU_KERNELS and (home or emulated or "_cuda" not in p.stem)
+        if p not in CPU_KERNELS and (home or EMULATED or "_cuda" not in p.stem)
     ]
     defines = [("DCGAN_FAST_X86", None)] if X86 else []
     commands = cpu_commands(cxx, flags, include_paths())
-    if emulated:
-        commands += emulated_commands(cxx)
-        defines += [("DCGAN_FAST_CUDA", None), ("DCGAN_FAST_EMULATED", None)]
-        defines += [("DCGAN_FAST_CUDA_ARCHITECTURES", '"emulated"')]
-    if home:
-        targets = cuda_targets(home)
-        commands += cuda_commands(home, targets)
-        names = ";".join(target.rsplit("=", 1)[1] for target in targets)
-        defines += [("DCGAN_FAST_CUDA", None), ("DCGAN_FAST_CUDA_ARCHITECTURES", f'"{names}"')]
-        # one copy of the CUDA runtime in a process: torch's own where it has one, else ours
-        link = [*link, f"-L{home}/lib64"] + (
-            ["-lcudart"]
-            if torch.version.cuda
-            else [
-                "-Wl,--exclude-libs,libcudart_static.a",
-                "-lcudart_static",
-                "-ldl",
-                "-lrt",
-                "-lpthread",
-            ]
-        )
+    more_commands, more_defines, more_link = cuda_half(cxx, home, torch.version.cuda)
+    commands += more_commands
+    defines += more_defines
+    link = link + more_link
 
     class Build(BuildExtension):
         def build_extensions(self):

@@ -1,4 +1,4 @@
-"""How the kernels are compiled: those of the CPU once per capability, those of CUDA by nvcc, none by torch's builder."""
+"""How the kernels are compiled: the CPU's once per capability, those of CUDA by nvcc, none by torch's builder."""
 
 from __future__ import annotations
 
@@ -40,8 +40,11 @@ OLDEST_TORCH = (2, 11)
 CUDA_ARCHITECTURES = "8.0;9.0a;10.0;12.0+PTX"
 
 
-# An emulated build (below) has no use for the CPU's kernels but for their names.
-X86 = platform.machine().lower() in ("x86_64", "amd64") and os.environ.get("DCGAN_FAST_CUDA") != "emulated"  # fmt: skip
+# DCGAN_FAST_CUDA=emulated: the CUDA kernels run on CPU tensors, by tests/emulator. DCGAN_FAST_GENERIC=1: only the CPU
+# kernels that every machine has, which is all that an emulated build has a use for.
+EMULATED = os.environ.get("DCGAN_FAST_CUDA") == "emulated"
+GENERIC = EMULATED or os.environ.get("DCGAN_FAST_GENERIC") == "1"
+X86 = platform.machine().lower() in ("x86_64", "amd64") and not GENERIC
 
 
 def stop(message: str) -> NoReturn:
@@ -68,8 +71,8 @@ def cxx_flags() -> tuple[list[str], list[str]]:
     # out compile in a tenth of the time
     watched = ["-fsanitize=address,undefined", "-fno-sanitize=null,object-size,vptr", "-fno-sanitize-recover=undefined",
                "--param=asan-instrumentation-with-call-threshold=0"]  # fmt: skip
-    sanitize, emulated = os.environ.get("DCGAN_FAST_SANITIZE") == "1", cuda_wanted() == "emulated"
-    flags = [*(["-O1", "-g1", *watched] if sanitize else ["-O1" if emulated else "-O3", "-g0"]),
+    sanitize = os.environ.get("DCGAN_FAST_SANITIZE") == "1"
+    flags = [*(["-O1", "-g1", *watched] if sanitize else ["-O1" if EMULATED else "-O3", "-g0"]),
              "-fvisibility=hidden", "-Wno-unknown-pragmas", "-Wno-psabi"]  # fmt: skip
     if sys.platform == "linux":
         flags.append("-fopenmp")  # not linked: libgomp comes with libtorch, one pool for both
@@ -92,16 +95,11 @@ def cpu_commands(cxx: str, flags: list[str], includes: list[str]) -> list[list[s
     ]  # fmt: skip
 
 
-def cuda_wanted() -> str:
+def cuda_home() -> Path | None:
+    """The toolkit to build with. nvcc on PATH may be a wrapper script: only a root with the runtime in it counts."""
     wanted = os.environ.get("DCGAN_FAST_CUDA", "auto").lower()
     if wanted not in ("auto", "0", "1", "emulated"):
         stop(f"DCGAN_FAST_CUDA must be auto, 0, 1 or emulated, got {wanted!r}")
-    return wanted
-
-
-def cuda_home() -> Path | None:
-    """The toolkit to build with. nvcc on PATH may be a wrapper script: only a root with the runtime in it counts."""
-    wanted = cuda_wanted()
     if wanted in ("0", "emulated"):
         return None
     named = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
@@ -167,3 +165,23 @@ def emulated_commands(cxx: str) -> list[list[str]]:
         [cxx, *flags, f"-I{emulator / 'include'}", "-x", "c++", "-c", str(source), "-o", f"emulated_{source.name}.o"]
         for source in [*sorted(CSRC.glob("cuda/*.cu")), *sources]
     ]  # fmt: skip
+
+
+def cuda_half(
+    cxx: str, home: Path | None, cuda_of_torch: str | None
+) -> tuple[list[list[str]], list[tuple[str, str | None]], list[str]]:
+    """Compiler calls, macros of the glue and linker flags of the CUDA kernels; nothing without a toolkit."""
+    if EMULATED:
+        names = [("DCGAN_FAST_EMULATED", None), ("DCGAN_FAST_CUDA_ARCHITECTURES", '"emulated"')]
+        return emulated_commands(cxx), [("DCGAN_FAST_CUDA", None), *names], []
+    if not home:
+        return [], [], []
+    targets = cuda_targets(home)
+    names = ";".join(target.rsplit("=", 1)[1] for target in targets)
+    # one copy of the CUDA runtime in a process: torch's own where it has one, else ours
+    own = ["-Wl,--exclude-libs,libcudart_static.a", "-lcudart_static", "-ldl", "-lrt", "-lpthread"]
+    return (
+        cuda_commands(home, targets),
+        [("DCGAN_FAST_CUDA", None), ("DCGAN_FAST_CUDA_ARCHITECTURES", f'"{names}"')],
+        [f"-L{home}/lib64", *(["-lcudart"] if cuda_of_torch else own)],
+    )

@@ -260,6 +260,10 @@ def compare_conv(op: str, tensors: list[Tensor], floor: float = 2.0, **options) 
     theirs = run_conv(reference, op, tensors, **options)
     ours = run_conv(functional, op, tensors, **options)
     assert ours[0].is_contiguous(memory_format=x_format(theirs[0]))
+    if (
+        floor > 2 and "_bn_" in op
+    ):  # of a random shape: not of gradients that all but cancel in their sum
+        assume(exact[3].norm() > 0.01 * exact[0].norm())
     assert_as_accurate(ours, theirs, exact, rounded=tensors[0].dtype, floor=floor)
 
 

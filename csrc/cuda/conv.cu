@@ -97,6 +97,42 @@ ForwardPlan plan_forward(const ConvShape& s, Direction direction, int64_t groups
   return plan;
 }
 
+// How a call is cut where a block makes its part of the output from a patch of the input (conv_thin.cuh).
+struct ThinPlan {
+  ThinLaunch call;
+  int64_t blocks;  // of one image; 0: the shape is not for that
+};
+
+// The most output pixels that `patch` input pixels make, whatever their place: the others reach no further than these.
+int thin_outputs(const ConvAxis& axis, int patch) { return patch * axis.stride - axis.kernel + 1; }
+
+ThinPlan plan_thin(const ConvShape& s) {
+  ThinPlan plan = {};
+  if (s.coarse.channels % chunk(s.dtype) || taps(s) * s.fine.channels > kNarrowColumns || taps(s) == 1) return plan;
+  ThinLaunch& call = plan.call;
+  call.in_channels = static_cast<int>(s.coarse.channels);
+  call.out_channels = static_cast<int>(s.fine.channels);
+  call.weight_by_chunks = taps(s) * s.fine.channels % chunk(s.dtype) == 0;
+  call.y.conv = axis_of(s, true, true);
+  call.x.conv = axis_of(s, false, true);
+  for (int patch = 1; patch <= kBlockRows; patch++) {  // the fewest blocks
+    ThinAxis y = call.y, x = call.x;
+    y.patch = patch;
+    x.patch = kBlockRows / patch;
+    y.outputs = std::min(thin_outputs(y.conv, y.patch), y.conv.output);
+    x.outputs = std::min(thin_outputs(x.conv, x.patch), x.conv.output);
+    if (y.outputs < 1 || x.outputs < 1) continue;
+    y.tiles = static_cast<int>(ceil_div(y.conv.output, y.outputs));
+    x.tiles = static_cast<int>(ceil_div(x.conv.output, x.outputs));
+    const int64_t blocks = static_cast<int64_t>(y.tiles) * x.tiles;
+    if (plan.blocks && blocks >= plan.blocks) continue;
+    plan.blocks = blocks;
+    call.y = y;
+    call.x = x;
+  }
+  return plan;
+}
+
 struct WeightGradPlan {
   WeightGradLaunch call;
   bool wide;
@@ -111,10 +147,11 @@ WeightGradPlan plan_weight_grad(const ConvShape& s) {
   call.fine_channels = static_cast<int>(s.fine.channels);
   call.coarse_channels = static_cast<int>(s.coarse.channels);
   call.pixels = static_cast<int>(s.batch * pixels(s.coarse));
-  call.by_chunks = s.fine.channels % chunk(s.dtype) == 0 && s.coarse.channels % chunk(s.dtype) == 0;
-  call.merged = !call.by_chunks && s.fine.channels < kNarrowColumns / 2;
+  call.coarse_by_chunks = s.coarse.channels % chunk(s.dtype) == 0;
+  call.fine_by_chunks = call.coarse_by_chunks && s.fine.channels % chunk(s.dtype) == 0;
+  call.merged = !call.fine_by_chunks && s.fine.channels < kNarrowColumns / 2;
   const int64_t columns = s.fine.channels * (call.merged ? taps(s) : 1);
-  plan.wide = !is_strict(s) && call.by_chunks && columns > kNarrowColumns;
+  plan.wide = !is_strict(s) && call.fine_by_chunks && columns > kNarrowColumns;
   const int64_t block_columns = plan.wide ? kWideColumns : kNarrowColumns;
   call.row_tiles = static_cast<int>(ceil_div(s.coarse.channels, kBlockRows));
   call.column_tiles = static_cast<int>(ceil_div(columns, block_columns));
@@ -235,6 +272,16 @@ const char* launch_conv(const ConvForward& args, CUstream_st* stream) {
   finish.moments = static_cast<float2*>(args.tile_moments);
   finish.counts = args.tile_counts;
   finish.tiles = call.tiles * call.phases();
+  if (args.direction == Direction::kUp && !finish.moments) {
+    if (ThinPlan thin = plan_thin(shape); thin.blocks) {
+      thin.call.input = args.input;
+      thin.call.weight = args.weight;
+      thin.call.finish = finish;
+      return with_step(shape, [&](auto step) {
+        return ConvKernels<decltype(step)>::thin(thin.call, thin.blocks * shape.batch, stream);
+      });
+    }
+  }
   return with_step(shape, [&](auto step) {
     return ConvKernels<decltype(step)>::forward(call, args.direction, plan.wide, plan.blocks, stream);
   });

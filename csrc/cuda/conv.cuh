@@ -157,7 +157,8 @@ __global__ void __launch_bounds__(Shape::kThreads, kConvBlocks<Shape, Step::kStr
   using T = typename Step::T;
   using Pixels = SharedTile<T, Shape::kRows, true>;
   using Weights = SharedTile<T, Shape::kColumns, !kUp>;
-  constexpr int kDepth = Pixels::kDepth, kChunk = Pixels::kChunk;
+  constexpr int kDepth = Pixels::kDepth;
+  [[maybe_unused]] constexpr int kChunk = Pixels::kChunk;
   constexpr bool kByChunks = kAccess != Access::kElements;
   const ConvTile<Shape, kUp> tile(launch);
   if (tile.first_row >= tile.rows) {

@@ -119,6 +119,42 @@ __device__ void finish_nothing(const Finish& to, int64_t group, int64_t tile, in
   if (threadIdx.x == 0 && first_column == 0) to.counts[at] = 0.f;
 }
 
+// y = act((x - mean) * scale + bias) of each column: [mean, scale, bias][columns] in shared memory. The caller
+// synchronises.
+template <class Shape>
+__device__ void put_affine_table(const Finish& to, int64_t first_column, float* table) {
+  if (!to.changes() || threadIdx.x >= Shape::kColumns) return;
+  const bool exists = first_column + threadIdx.x < to.channels;
+  const int64_t channel = (first_column + threadIdx.x) % to.parameter_channels;
+  float scale = exists && to.bn_weight ? load_parameter(to.bn_weight, channel, to.param_dtype) : 1.f;
+  if (exists && to.var) scale *= 1.f / sqrtf(load_parameter(to.var, channel, to.param_dtype) + to.eps);
+  table[threadIdx.x] = exists && to.mean ? load_parameter(to.mean, channel, to.param_dtype) : 0.f;
+  table[threadIdx.x + Shape::kColumns] = scale;
+  table[threadIdx.x + 2 * Shape::kColumns] = exists && to.bias ? load_parameter(to.bias, channel, to.param_dtype) : 0.f;
+}
+
+template <class Shape>
+struct Affinity {
+  bool changes, smooth;
+  Activate<false> clip;
+  Activate<true> bend;
+  const float* table;
+
+  __device__ Affinity(const Finish& to, const float* table)
+      : changes(to.changes()),
+        smooth(is_smooth(to.activation)),
+        clip(to.activation, to.negative_slope),
+        bend(to.activation, to.negative_slope),
+        table(table) {}
+
+  __device__ float operator()(float x, int column) const {
+    if (!changes) return x;
+    const float* numbers = table + column;
+    const float z = fmaf(x - numbers[0], numbers[Shape::kColumns], numbers[2 * Shape::kColumns]);
+    return smooth ? bend(z) : clip(z);
+  }
+};
+
 // `rows` rows of the sums become lines of the output: line_of(row) elements from its start, at channel first_column.
 template <typename T, class Shape, class LineOf>
 __device__ void finish(const Accumulators<Shape>& sums, const Finish& to, int64_t group, int64_t tile,
@@ -129,41 +165,22 @@ __device__ void finish(const Accumulators<Shape>& sums, const Finish& to, int64_
   const Staging<Shape> staging;
   float* table = staging.data + Shape::kRows * Shape::kColumns;  // [mean, scale, bias][columns]
   staging.put(sums);
-  const bool changes = to.changes();
-  if (changes && threadIdx.x < Shape::kColumns) {
-    const bool exists = first_column + threadIdx.x < to.channels;
-    const int64_t channel = (first_column + threadIdx.x) % to.parameter_channels;
-    float scale = exists && to.bn_weight ? load_parameter(to.bn_weight, channel, to.param_dtype) : 1.f;
-    if (exists && to.var) scale *= 1.f / sqrtf(load_parameter(to.var, channel, to.param_dtype) + to.eps);
-    table[threadIdx.x] = exists && to.mean ? load_parameter(to.mean, channel, to.param_dtype) : 0.f;
-    table[threadIdx.x + Shape::kColumns] = scale;
-    table[threadIdx.x + 2 * Shape::kColumns] =
-        exists && to.bias ? load_parameter(to.bias, channel, to.param_dtype) : 0.f;
-  }
+  put_affine_table<Shape>(to, first_column, table);
   __syncthreads();
 
   const int lane = threadIdx.x % kLanes, first_row = threadIdx.x / kLanes, column = lane * kChunk;
   const int64_t channel = first_column + column;
   const int64_t channels = min(to.channels - channel, static_cast<int64_t>(kChunk));  // that exist, or less than none
-  const Activate<false> clip(to.activation, to.negative_slope);
-  const Activate<true> bend(to.activation, to.negative_slope);
+  const Affinity<Shape> affinity(to, table);
   T* const output = static_cast<T*>(to.output) + channel;
   Moments<kChunk> moments;
 #pragma unroll 2
   for (int row = first_row; row < rows; row += kRowsApart) {
-    auto values = staging.template get<kChunk>(row, column);
-    if (changes) {
-#pragma unroll
-      for (int i = 0; i < kChunk; i++) {
-        const float* numbers = table + column + i;
-        const float z = fmaf(values.at[i] - numbers[0], numbers[Shape::kColumns], numbers[2 * Shape::kColumns]);
-        values.at[i] = is_smooth(to.activation) ? bend(z) : clip(z);
-      }
-    }
+    const auto values = staging.template get<kChunk>(row, column);
     Vec<T, kChunk> stored;
 #pragma unroll
     for (int i = 0; i < kChunk; i++) {
-      stored.at[i] = from_float<T>(values.at[i]);
+      stored.at[i] = from_float<T>(affinity(values.at[i], column + i));
       moments.mean[i] += to_float(stored.at[i]);
     }
     moments.n += 1.f;

@@ -2,6 +2,7 @@
 // its own, conv_<step>.cu, which instantiates ConvKernels.
 #pragma once
 
+#include "conv_thin.cuh"
 #include "conv_weight_grad.cuh"
 #include "launch.cuh"
 
@@ -25,6 +26,7 @@ template <class Step>
 struct ConvKernels {
   static const char* forward(const ConvLaunch& call, Direction direction, bool wide, int64_t blocks,
                              CUstream_st* stream);
+  static const char* thin(const ThinLaunch& call, int64_t blocks, CUstream_st* stream);
   static const char* weight_grad(const WeightGradLaunch& call, bool wide, CUstream_st* stream);
 };
 
@@ -57,10 +59,16 @@ const char* ConvKernels<Step>::forward(const ConvLaunch& call, Direction directi
   }
 }
 
-template <class Step, class Shape, bool kByChunks>
+template <class Step>
+const char* ConvKernels<Step>::thin(const ThinLaunch& call, int64_t blocks, CUstream_st* stream) {
+  using Narrow = typename Blocks<Step>::Narrow;
+  return launch(conv_thin<Narrow, Step>, blocks, Narrow::kThreads, kSharedBytes<Narrow>, stream, call);
+}
+
+template <class Step, class Shape, bool kCoarseByChunks = true, bool kFineByChunks = true>
 const char* launch_weight_grad(const WeightGradLaunch& call, CUstream_st* stream) {
   const int tiles = call.tiles();
-  const char* error = launch(conv_weight_grad<Shape, Step, kByChunks>, static_cast<int64_t>(tiles) * call.splits,
+  const char* error = launch(conv_weight_grad<Shape, Step, kCoarseByChunks, kFineByChunks>, static_cast<int64_t>(tiles) * call.splits,
                              Shape::kThreads, kSharedBytes<Shape>, stream, call);
   if (error || call.splits == 1) return error;
   return launch(conv_weight_grad_splits<typename Step::T, Shape>, tiles, Shape::kThreads, finish_bytes<Shape>(), stream,
@@ -71,9 +79,9 @@ template <class Step>
 const char* ConvKernels<Step>::weight_grad(const WeightGradLaunch& call, bool wide, CUstream_st* stream) {
   using Wide = typename Blocks<Step>::Wide;
   using Narrow = typename Blocks<Step>::Narrow;
-  return !call.by_chunks ? launch_weight_grad<Step, Narrow, false>(call, stream)
-         : wide          ? launch_weight_grad<Step, Wide, true>(call, stream)
-                         : launch_weight_grad<Step, Narrow, true>(call, stream);
+  if (!call.coarse_by_chunks) return launch_weight_grad<Step, Narrow, false, false>(call, stream);
+  if (!call.fine_by_chunks) return launch_weight_grad<Step, Narrow, true, false>(call, stream);
+  return wide ? launch_weight_grad<Step, Wide>(call, stream) : launch_weight_grad<Step, Narrow>(call, stream);
 }
 
 }  // namespace dcgan_fast::cuda

@@ -20,8 +20,8 @@ struct WeightGradLaunch {
   int row_tiles, column_tiles;  // column tiles of a tap, or of all where taps are merged
   int splits;                   // parts of the depth
   int split_pixels;             // a multiple of a stage's depth
-  bool by_chunks;               // both maps 16 bytes at a time, else both one by one
-  bool merged;                  // a column is a tap and a channel; not by chunks
+  bool coarse_by_chunks, fine_by_chunks;  // 16 bytes at a time, else one by one
+  bool merged;                            // a column is a tap and a channel; not by chunks
   Finish finish;                // lines: coarse channels (x taps)
 
   __host__ __device__ int taps() const { return y.kernel * x.kernel; }
@@ -50,13 +50,14 @@ __device__ void finish_weight_grad(const Accumulators<Shape>& sums, const Weight
   finish<T>(sums, launch.finish, 0, 0, tile.first_column, rows, line_of);
 }
 
-template <class Shape, class Step, bool kByChunks>
+template <class Shape, class Step, bool kCoarseByChunks, bool kFineByChunks>
 __global__ void __launch_bounds__(Shape::kThreads, kConvBlocks<Shape, Step::kStrict>)
     conv_weight_grad(const WeightGradLaunch launch) {
   using T = typename Step::T;
   using Coarse = SharedTile<T, Shape::kRows, false>;
   using Fine = SharedTile<T, Shape::kColumns, false>;
-  constexpr int kDepth = Fine::kDepth, kChunk = Fine::kChunk;
+  constexpr int kDepth = Fine::kDepth;
+  [[maybe_unused]] constexpr int kChunk = Fine::kChunk;
   const int tiles = launch.tiles(), split = blockIdx.x / tiles;
   const WeightGradTile<Shape> tile(launch, blockIdx.x % tiles);
   const int first_pixel = split * launch.split_pixels, end = min(first_pixel + launch.split_pixels, launch.pixels);
@@ -78,8 +79,8 @@ __global__ void __launch_bounds__(Shape::kThreads, kConvBlocks<Shape, Step::kStr
     const unsigned row = number / width;
     return Pixel{static_cast<int>(row / height), static_cast<int>(row % height), static_cast<int>(number % width)};
   };
-  Pixel places[kByChunks ? fine_lines.kLines : 1];  // by chunks: where each line is, else found anew
-  if constexpr (kByChunks) {
+  Pixel places[kFineByChunks ? fine_lines.kLines : 1];  // by chunks: where each line is, else found anew
+  if constexpr (kFineByChunks) {
 #pragma unroll
     for (int i = 0; i < fine_lines.kLines; i++) places[i] = pixel_at(first_pixel + fine_lines.line(i));
   }
@@ -96,7 +97,7 @@ __global__ void __launch_bounds__(Shape::kThreads, kConvBlocks<Shape, Step::kStr
       return fine + static_cast<int64_t>((at.image * launch.y.input + y) * launch.x.input + x) * fine_channels;
     };
     const int tap_y = tile.tap / launch.x.kernel, tap_x = tile.tap % launch.x.kernel;
-    if constexpr (kByChunks) {
+    if constexpr (kCoarseByChunks) {
 #pragma unroll
       for (int i = 0; i < coarse_lines.kLines; i++) {
         const int line = coarse_lines.line(i);
@@ -104,6 +105,17 @@ __global__ void __launch_bounds__(Shape::kThreads, kConvBlocks<Shape, Step::kStr
         const bool valid = pixel + line < end && coarse_channel < launch.coarse_channels;
         ptx::cp_async_16(a.chunk(line, coarse_lines.chunk), valid ? from : coarse, valid);
       }
+    } else {
+#pragma unroll 1
+      for (int i = 0; i < coarse_lines.kLines; i++) {
+        const int line = coarse_lines.line(i);
+        const T* from = coarse + static_cast<int64_t>(pixel + line) * launch.coarse_channels + coarse_channel;
+        fill_one_by_one<T, kChunk>(a.chunk(line, coarse_lines.chunk), [&](int e) {
+          return pixel + line < end && coarse_channel + e < launch.coarse_channels ? from + e : nullptr;
+        });
+      }
+    }
+    if constexpr (kFineByChunks) {
 #pragma unroll
       for (int i = 0; i < fine_lines.kLines; i++) {
         const int line = fine_lines.line(i);
@@ -118,14 +130,6 @@ __global__ void __launch_bounds__(Shape::kThreads, kConvBlocks<Shape, Step::kStr
         at.image += move_image;
       }
     } else {
-#pragma unroll 1
-      for (int i = 0; i < coarse_lines.kLines; i++) {
-        const int line = coarse_lines.line(i);
-        const T* from = coarse + static_cast<int64_t>(pixel + line) * launch.coarse_channels + coarse_channel;
-        fill_one_by_one<T, kChunk>(a.chunk(line, coarse_lines.chunk), [&](int e) {
-          return pixel + line < end && coarse_channel + e < launch.coarse_channels ? from + e : nullptr;
-        });
-      }
 #pragma unroll 1
       for (int i = 0; i < fine_lines.kLines; i++) {
         const int line = fine_lines.line(i);

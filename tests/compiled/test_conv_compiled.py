@@ -40,7 +40,7 @@ COMPILED = [
 ]
 
 NAME = re.compile(
-    r"\d+(?P<kernel>conv(?:_weight_grad|_finish)?(?:_splits)?)I.*?BlockShapeILi128ELi(?P<columns>\d+)E"
+    r"\d+(?P<kernel>conv(?:_thin|_weight_grad|_finish)?(?:_splits)?)I.*?BlockShapeILi128ELi(?P<columns>\d+)E"
 )
 
 Kernels = dict[str, Kernel]
@@ -60,9 +60,7 @@ class Traits(NamedTuple):
     @property
     def by_chunks(self) -> bool:
         """Reads at least one operand by chunks."""
-        return (
-            self.flags.endswith("ELb1EE") if "grad" in self.kernel else "AccessE2" not in self.flags
-        )
+        return "ELb1E" in self.flags if "grad" in self.kernel else "AccessE2" not in self.flags
 
 
 def traits_of(kernel: Kernel) -> Traits:
@@ -95,8 +93,8 @@ def test_every_kernel_is_there(
     found = [traits_of(kernel) for kernel in compiled[step, architecture].values()]
     blocks = 1 if step in STRICT else 2
     # Both directions by chunks, all by elements, and going up the weight alone; adding parts in either direction.
-    forward, weight_grad = 2 * blocks + 2 + 1, blocks + 1
-    counts = {"conv": forward, "conv_weight_grad": weight_grad}
+    # The weight gradient by chunks, with the fine map by elements, and with both.
+    counts = {"conv": 2 * blocks + 2 + 1, "conv_thin": 1, "conv_weight_grad": blocks + 2}
     counts |= {"conv_finish_splits": 2 * blocks, "conv_weight_grad_splits": blocks}
     assert {name: sum(t.kernel == name for t in found) for name in counts} == counts
     assert len(found) == sum(counts.values())

@@ -192,7 +192,7 @@ class EmulatedConv(Emulated):
     def all(
         self, case: ConvCase, given: Tensors, schedule: str = "in_order", seed: int = 1
     ) -> Tensors:
-        """Outputs of both directions, with statistics, and the weight gradient."""
+        """Outputs of both directions, with statistics (and without: another kernel), and the weight gradient."""
         result = {"weight_grad": self.weight_grad(case, given, schedule, seed)}
         for direction in ("down", "up"):
             statistics = not case.parameters and case.activation == "none"
@@ -200,6 +200,7 @@ class EmulatedConv(Emulated):
                 case, direction, given, schedule, seed, statistics
             )
             result |= {f"{direction} {name}": value for name, value in moments._asdict().items()}
+        result["up alone"], _ = self.forward(case, "up", given, schedule, seed)
         return result
 
     def counters(self) -> dict[str, int]:

@@ -29,7 +29,7 @@ CASES = [
 CONV_CASES = [
     ConvCase(4, (16, 8, 8), 24, stat_groups=2),
     ConvCase(1, (64, 4, 4), 32),  # the depth is split
-    ConvCase(3, (3, 7, 5), 20, kernel=(3, 3), padding=(1, 0)),
+    ConvCase(3, (3, 7, 5), 24, kernel=(3, 3), padding=(1, 0)),
     ConvCase(8, (16, 17, 12), 72, kernel=(1, 1), stride=(1, 1), padding=(0, 0)),
 ]
 
@@ -312,6 +312,27 @@ BUGS = [
         "p.first_tap = phase, p.tap_step = axis.stride",
         "p.first_tap = (phase + 1) % axis.stride, p.tap_step = axis.stride",
         "values",
+    ),
+    Bug(
+        "a patch begins one pixel late",
+        "conv_thin.cuh",
+        "const int reach = output + axis.conv.padding - axis.conv.kernel + 1;",
+        "const int reach = output + axis.conv.padding - axis.conv.kernel + 3;",
+        "values",
+    ),
+    Bug(
+        "no barrier before taps are added up",
+        "conv_thin.cuh",
+        "  __syncthreads();\n",
+        "",
+        "tsan",
+    ),
+    Bug(
+        "the last output pixels are another block's too",
+        "conv_thin.cuh",
+        "min(launch.x.outputs, x_axis.output - x.output)",
+        "launch.x.outputs",
+        "asan",
     ),
 ]
 

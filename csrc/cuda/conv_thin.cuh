@@ -1,0 +1,125 @@
+// The transposed convolution into a few channels: a generator's image, and the gradient of one.
+//
+// As conv() does it, every pixel of the input would be read once for each tap that it meets, 16 times for a 4 x 4
+// kernel, to feed three columns of a tile. Here a block reads a patch of the input once, multiplies it with all taps at
+// once,
+//     rows      input pixels of the patch
+//     columns   taps and output channels
+//     depth     input channels
+// and adds up what meets in an output pixel, in shared memory. The patches of neighbouring blocks overlap by the
+// kernel's reach, so the input is read about 1.5 times, mostly from the L2 cache: bound by copy bandwidth.
+#pragma once
+
+#include "conv.cuh"
+
+namespace dcgan_fast::cuda {
+
+// One axis: a block makes `outputs` pixels of `patch` input pixels.
+struct ThinAxis {
+  ConvAxis conv;  // going up: input is coarse, output fine
+  int patch, outputs, tiles;
+};
+
+struct ThinLaunch {
+  ThinAxis y, x;
+  int in_channels, out_channels;
+  bool weight_by_chunks;  // else one by one
+  const void *input, *weight;
+  Finish finish;
+};
+
+// First output pixel of a block along an axis, and the first input pixel that any tap brings there.
+struct ThinOrigin {
+  int output, input;
+
+  __device__ ThinOrigin(const ThinAxis& axis, int tile) {
+    output = tile * axis.outputs;
+    const int reach = output + axis.conv.padding - axis.conv.kernel + 1;  // input * stride is this at least
+    input = reach > 0 ? (reach + axis.conv.stride - 1) / axis.conv.stride : -(-reach / axis.conv.stride);
+  }
+};
+
+template <class Shape, class Step>
+__global__ void __launch_bounds__(Shape::kThreads, kConvBlocks<Shape, Step::kStrict>)
+    conv_thin(const ThinLaunch launch) {
+  using T = typename Step::T;
+  using Pixels = SharedTile<T, Shape::kRows, true>;
+  using Weights = SharedTile<T, Shape::kColumns, false>;
+  constexpr int kDepth = Pixels::kDepth, kChunk = Pixels::kChunk;
+  const ConvAxis &y_axis = launch.y.conv, &x_axis = launch.x.conv;
+  const int tile = blockIdx.x % (launch.y.tiles * launch.x.tiles),
+            image = blockIdx.x / (launch.y.tiles * launch.x.tiles);
+  const ThinOrigin y(launch.y, tile / launch.x.tiles), x(launch.x, tile % launch.x.tiles);
+  const T* const input = static_cast<const T*>(launch.input);
+  const T* const weight = static_cast<const T*>(launch.weight);
+  const int in_channels = launch.in_channels, out_channels = launch.out_channels;
+  const int columns = y_axis.kernel * x_axis.kernel * out_channels;
+
+  const Share<Pixels, Shape::kThreads> rows;
+  const Share<Weights, Shape::kThreads> lines;
+  int pixel[rows.kLines];  // its number in the input, or less than none outside
+#pragma unroll
+  for (int i = 0; i < rows.kLines; i++) {
+    const int row = rows.line(i), down = y.input + row / launch.x.patch, across = x.input + row % launch.x.patch;
+    const bool inside = row < launch.y.patch * launch.x.patch && down >= 0 && down < y_axis.input && across >= 0 &&
+                        across < x_axis.input;
+    pixel[i] = inside ? (image * y_axis.input + down) * x_axis.input + across : -1;
+  }
+  int first_channel = 0;
+  auto fill = [&](const Pixels& pixels, const Weights& weights) {
+    const int channel = first_channel + rows.element();
+#pragma unroll
+    for (int i = 0; i < rows.kLines; i++) {
+      const bool valid = pixel[i] >= 0 && channel < in_channels;
+      const T* from = input + static_cast<int64_t>(pixel[i]) * in_channels + channel;
+      ptx::cp_async_16(pixels.chunk(rows.line(i), rows.chunk), valid ? from : input, valid);
+    }
+#pragma unroll
+    for (int i = 0; i < lines.kLines; i++) {
+      const int in = first_channel + lines.line(i), column = lines.element();
+      T* to = weights.chunk(lines.line(i), lines.chunk);
+      const T* from = weight + static_cast<int64_t>(in) * columns + column;
+      if (launch.weight_by_chunks) {
+        const bool valid = in < in_channels && column < columns;
+        ptx::cp_async_16(to, valid ? from : weight, valid);
+      } else {
+        fill_one_by_one<T, kChunk>(
+            to, [&](int e) { return in < in_channels && column + e < columns ? from + e : nullptr; });
+      }
+    }
+    first_channel += kDepth;
+  };
+
+  Accumulators<Shape> sums;
+  multiply_pipeline<Step, Shape, Pixels, Weights>(sums, (in_channels + kDepth - 1) / kDepth, fill);
+
+  const Staging<Shape> staging;
+  float* const table = staging.data + Shape::kRows * Shape::kColumns;
+  staging.put(sums);
+  put_affine_table<Shape>(launch.finish, 0, table);
+  __syncthreads();
+
+  const Affinity<Shape> affinity(launch.finish, table);
+  const int height = min(launch.y.outputs, y_axis.output - y.output),
+            width = min(launch.x.outputs, x_axis.output - x.output);
+  const int line_elements = width * out_channels;
+  T* const output = static_cast<T*>(launch.finish.output);
+  for (int at = threadIdx.x; at < height * line_elements; at += Shape::kThreads) {
+    const int row = at / line_elements, element = at - row * line_elements;
+    const int channel = element % out_channels, down = y.output + row, across = x.output + element / out_channels;
+    // Taps that meet this pixel: k with (pixel + padding - k) a multiple of the stride.
+    const int to_y = down + y_axis.padding, to_x = across + x_axis.padding;
+    float sum = 0.f;
+    for (int tap_y = to_y % y_axis.stride; tap_y < y_axis.kernel; tap_y += y_axis.stride) {
+      const int patch_row = ((to_y - tap_y) / y_axis.stride - y.input) * launch.x.patch;
+      for (int tap_x = to_x % x_axis.stride; tap_x < x_axis.kernel; tap_x += x_axis.stride) {
+        const int from = patch_row + (to_x - tap_x) / x_axis.stride - x.input;
+        sum += *staging.at(from, (tap_y * x_axis.kernel + tap_x) * out_channels + channel);
+      }
+    }
+    const int64_t line = (static_cast<int64_t>(image) * y_axis.output + down) * x_axis.output + x.output;
+    output[line * out_channels + element] = from_float<T>(affinity(sum, channel));
+  }
+}
+
+}  // namespace dcgan_fast::cuda
