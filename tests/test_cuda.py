@@ -50,7 +50,7 @@ def layer_tensors(op: str, layer: Sequence[int], dtype: torch.dtype) -> tuple[Te
     """input, weight and the rest of the op's tensors, in float64 on the CPU but representable in ``dtype``."""
     n, cin, cout, side, kernel, _, _ = layer
     shape = (cin, cout) if "transpose" in op else (cout, cin)
-    x = torch.randn(n, cin, side, side).to(dtype).double()
+    x = (torch.randn(n, cin, side, side) + 1).to(dtype).double()
     weight = torch.randn(*shape, kernel, kernel).to(dtype).double() / (cin * kernel) ** 0.5
     vectors = [torch.rand(cout).double() + 0.5, torch.randn(cout).double()]
     running = [torch.zeros(cout).double(), torch.ones(cout).double()]
