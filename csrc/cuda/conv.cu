@@ -18,7 +18,7 @@ namespace {
 // not the device's number of SMs: results do not depend on where they are computed.
 constexpr int64_t kTargetBlocks = 264;
 constexpr int64_t kLeastSteps = 8;  // of a part of the depth: below, putting sums aside costs more than it gains
-constexpr int64_t kMostIndex = INT32_MAX;
+constexpr int64_t kMostIndex = INT32_MAX - 1024;  // a last tile counts on past what exists
 constexpr const char* kMisaligned = "maps and weights must be aligned to 16 bytes";
 
 bool is_strict(const ConvShape& s) { return s.dtype == DType::kFloat32 && s.precision != Precision::kTf32; }
@@ -191,8 +191,8 @@ const char* check_shape(const ConvShape& s) {
   for (const ConvGrid& grid : {s.fine, s.coarse}) {
     if (grid.height < 1 || grid.width < 1 || grid.channels < 1) return "a map is empty";
     if (std::max(grid.height, grid.width) > (1 << 24)) return "a map is longer than 2^24 pixels";
-    if (s.batch * pixels(grid) > kMostIndex) return "the maps have more than 2^31 - 1 pixels";
-    if (grid.channels * taps(s) > kMostIndex) return "the weight has more than 2^31 - 1 taps of a channel";
+    if (s.batch * pixels(grid) > kMostIndex) return "the maps have about 2^31 pixels or more";
+    if (grid.channels * taps(s) > kMostIndex) return "the weight has about 2^31 taps of a channel or more";
   }
   for (int axis = 0; axis < 2; axis++) {
     if (s.kernel[axis] < 1 || s.stride[axis] < 1 || s.padding[axis] < 0) return "kernel, stride or padding";
