@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 
 import pytest
 import torch
-from accuracy import assert_as_accurate
+import torch.utils.checkpoint
+from accuracy import assert_as_accurate, relative_error
 from torch import Tensor
 
 from dcgan_fast import _C, backends, functional, reference
@@ -162,6 +163,138 @@ def test_statistics_are_gathered_with_the_convolution() -> None:
         results.append([y, *running])
     for ours, exact in zip(*results, strict=True):
         torch.testing.assert_close(ours.double(), exact, rtol=2e-3, atol=2e-3)
+
+
+class Chain:
+    """Three layers whose middle one hands its gradient to the first's batch norm and gets its own from the last."""
+
+    def __init__(self, dtype: torch.dtype = torch.float32, device: str = DEVICE, **options) -> None:
+        random = torch.Generator().manual_seed(0)
+
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(*shape, generator=random).double()
+
+        self.options = {"stride": 2, "padding": 1, "training": True} | options
+        self.wide = torch.promote_types(dtype, torch.float32)
+        self.x = normal(4, 8, 12, 8).to(device, dtype).to(memory_format=torch.channels_last)
+        weights = normal(16, 8, 4, 4), normal(16, 12, 4, 4), normal(10, 12, 3, 3)
+        self.weights = [(w / 8).to(device, dtype).requires_grad_() for w in weights]
+        self.bn = [
+            [(normal(c) + offset).to(device, self.wide).requires_grad_() for offset in (1, 0)]
+            for c in (16, 12)
+        ]
+
+    def layer(self, module, i: int, x: Tensor) -> Tensor:
+        op = (module.conv_bn_act, module.conv_transpose_bn_act)[i]
+        channels = len(self.bn[i][0])
+        running = [torch.full((channels,), v, dtype=self.wide, device=x.device) for v in (0.1, 2.0)]
+        activation = ("leaky_relu", "relu")[i]
+        return op(x, self.weights[i], *self.bn[i], *running, activation=activation, **self.options)
+
+    def last(self, module, x: Tensor) -> Tensor:
+        return module.conv_act(x, self.weights[2], activation="tanh")
+
+    def run(self, module=functional, between: Callable[[Tensor], Tensor] = lambda y: y) -> Tensor:
+        y = between(self.layer(module, 0, self.x))
+        return self.last(module, between(self.layer(module, 1, y))).square().sum()
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        return [*self.weights, *self.bn[0], *self.bn[1]]
+
+    def grads(self, module=functional, **how) -> list[Tensor]:
+        return list(torch.autograd.grad(self.run(module, **how), self.parameters))
+
+
+def sums_given(run: Callable[[], object]) -> int:
+    """How many batch norms got the sums of their gradient from a convolution while ``run`` ran."""
+    with torch.profiler.profile() as profile:
+        run()
+    return sum("sums given" in event.name for event in profile.events())
+
+
+def assert_near(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> None:
+    """But for float32's roundings; a wrong sum is off by far more."""
+    for a, b in zip(ours, theirs, strict=True):
+        assert relative_error(a, b) < 1e-5
+
+
+@pytest.mark.parametrize("options", [{}, {"stat_groups": 2}, {"training": False}], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_gradient_is_summed_up_where_it_is_made(dtype: torch.dtype, options: dict) -> None:
+    ours, exact = Chain(dtype, **options), Chain(torch.float64, **options)
+    with torch.no_grad():
+        for a, b in zip([ours.x, *ours.parameters], [exact.x, *exact.parameters], strict=True):
+            b.copy_(a)
+    assert sums_given(ours.grads) == 2
+    assert_as_accurate(
+        ours.grads(), ours.grads(reference), exact.grads(reference), rounded=dtype, floor=16.0
+    )
+
+
+def test_sums_are_those_of_the_gradient_that_arrives() -> None:
+    """A hook that changes it, another reader of the map, hooks on saved tensors: then none are taken over."""
+    chain = Chain()
+    plain = chain.grads()
+
+    def changed(y: Tensor) -> Tensor:
+        y.register_hook(lambda grad: 2 * grad)
+        return y
+
+    def changed_in_place(y: Tensor) -> Tensor:
+        y.register_hook(lambda grad: grad.mul_(2))
+        return y
+
+    def read_twice(y: Tensor) -> Tensor:
+        readers.append((y * 0.5).square().sum())
+        return y
+
+    def checkpointed(y: Tensor) -> Tensor:
+        return torch.utils.checkpoint.checkpoint(torch.clone, y, use_reentrant=False)
+
+    for between, given in ((changed, 0), (changed_in_place, 0), (checkpointed, 0)):
+        assert sums_given(lambda between=between: chain.grads(between=between)) == given
+        theirs = chain.grads(reference, between=between)
+        assert_near(chain.grads(between=between), theirs)
+
+    results = []
+    for module in (functional, reference):
+        readers: list[Tensor] = []
+        loss = chain.run(module, between=read_twice)
+        results.append(torch.autograd.grad(loss + sum(readers), chain.parameters))
+    assert_near(*results)
+
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t.clone(), lambda t: t):
+        assert sums_given(chain.grads) == 0
+        hooked = chain.grads()
+    assert_near(hooked, plain)
+
+    loss = chain.run()
+    for _ in range(2):
+        again = torch.autograd.grad(loss, chain.parameters, retain_graph=True)
+        torch.testing.assert_close(list(again), plain, rtol=0, atol=0)
+
+
+def test_whole_layers_are_recomputed_under_checkpoint() -> None:
+    chain = Chain()
+
+    def run(module) -> list[Tensor]:
+        def body(x: Tensor) -> Tensor:
+            return chain.layer(module, 1, chain.layer(module, 0, x))
+
+        y = torch.utils.checkpoint.checkpoint(body, chain.x, use_reentrant=False)
+        return list(torch.autograd.grad(chain.last(module, y).square().sum(), chain.parameters))
+
+    assert_near(run(functional), chain.grads())
+
+
+def test_a_gradient_that_no_batch_norm_takes_leaves_nothing_behind() -> None:
+    chain = Chain()
+    y = chain.layer(functional, 0, chain.x)
+    (grad,) = torch.autograd.grad(chain.layer(functional, 1, y).sum(), y)  # its node never runs
+    plain = chain.grads()
+    torch.testing.assert_close(chain.grads(), plain, rtol=0, atol=0)
+    assert grad.shape == y.shape
 
 
 def test_a_slice_of_a_batch_may_begin_anywhere() -> None:

@@ -146,21 +146,27 @@ const char* forward(const BnActForward& args, CUstream_st* stream) {
 }
 
 template <typename T>
+const char* backward_sums(const BnActBackward& args, int width, const Tiling& tiling, CUstream_st* stream) {
+  const int columns = columns_of(args.shape, tiling, width);
+  const size_t bytes = table_bytes(kAffineRows, columns) + scratch_bytes(columns, sizeof(Sums<float, 2, 1>));
+  return with_layout_and_kind<T>(args.shape, width, args.activation, [&](auto vector, auto last, auto smooth) {
+    return launch(bn_act_backward_sums<T, vector(), last(), smooth()>, tiling.blocks(args.shape), kThreads, bytes, stream,
+                  args, tiling);
+  });
+}
+
+template <typename T>
 const char* backward(const BnActBackward& args, CUstream_st* stream) {
   const BnActShape& shape = args.shape;
   const int sums_width = vector_width(shape, {args.x, args.dy});
   const Tiling sums_tiling = make_tiling(shape, sums_width);
   if (args.dweight || args.dbias || (args.dx && args.training)) {
-    const int columns = columns_of(shape, sums_tiling, sums_width);
-    const size_t bytes = table_bytes(kAffineRows, columns) + scratch_bytes(columns, sizeof(Sums<float, 2, 1>));
-    const char* error =
-        with_layout_and_kind<T>(shape, sums_width, args.activation, [&](auto vector, auto last, auto smooth) {
-          return launch(bn_act_backward_sums<T, vector(), last(), smooth()>, sums_tiling.blocks(shape), kThreads, bytes,
-                        stream, args, sums_tiling);
-        });
-    if (error) return error;
-    error = launch(bn_act_backward_finalise, finalise_blocks(shape), kThreads,
-                   scratch_bytes(kFinaliseLanes, sizeof(Sums<double, 2, 1>)), stream, args, sums_tiling);
+    const bool given = args.tile_sums;
+    if (const char* error = given ? nullptr : backward_sums<T>(args, sums_width, sums_tiling, stream)) return error;
+    const TileSums sums = given ? TileSums{static_cast<const float2*>(args.tile_sums), args.tiles}
+                                : TileSums{static_cast<const float2*>(args.workspace), sums_tiling.tiles};
+    const char* error = launch(bn_act_backward_finalise, finalise_blocks(shape), kThreads,
+                               scratch_bytes(kFinaliseLanes, sizeof(Sums<double, 2, 1>)), stream, args, sums_tiling, sums);
     if (error) return error;
   }
   if (!args.dx) return nullptr;
@@ -209,6 +215,7 @@ const char* check(const BnActBackward& args) {
   if (const char* error = check_shape(args.shape)) return error;
   if (const char* error = check_activation(args.activation)) return error;
   if (!(args.mean && args.rstd && args.workspace)) return "backward needs 'mean', 'rstd' and 'workspace'";
+  if (args.tile_sums && args.tiles < 1) return "'tiles' must be at least 1";
   if (has_elements(args.shape) && !(args.x && args.dy)) return "'x' or 'dy' is null";
   return nullptr;
 }

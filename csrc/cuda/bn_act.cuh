@@ -20,6 +20,7 @@
 #pragma once
 
 #include "activation.cuh"
+#include "affine.cuh"
 #include "reduce.cuh"
 
 namespace dcgan_fast::cuda {
@@ -152,49 +153,8 @@ struct Walk {
   int lane, rows;
 };
 
-// The affine map of channels, z = (x - mean) * scale + bias; not x * scale + shift, which subtracts two
-// large rounded numbers where the mean is large against the deviation. A thread needs that of its own K
-// channels in registers, and every row of a block needs the same: the block computes each once.
-template <int K>
-struct Affine {
-  float mean[K], scale[K], bias[K];
-
-  // fmaf by name, so that forward and backward round alike and agree on the sign of z.
-  __device__ float operator()(float centred, int k) const { return fmaf(centred, scale[k], bias[k]); }
-};
-
-// The values of a thread's own channels, from a row of shared memory that has those of the block's.
-template <int K>
-__device__ void take_own(float (&own)[K], const float* row, int lane) {
-  constexpr int N = K % 4 == 0 ? 4 : 1;
-#pragma unroll
-  for (int k = 0; k < K; k += N) {
-    const Vec<float, N> values = load<N>(row + lane * K + k);
-#pragma unroll
-    for (int i = 0; i < N; i++) own[k + i] = values.at[i];
-  }
-}
-
-// Rows of shared memory with one number for each channel of a block.
-constexpr int kAffineRows = 3;
+// Rows of shared memory with one number for each channel of a block: the affine map's, and what is taken off dz.
 constexpr int kBackwardApplyRows = kAffineRows + 2;
-
-// Writes column `thread` of the first three rows of `table`. The caller synchronises and takes.
-__device__ inline void put_affine(float* table, int columns, int thread, float mean, float rstd, const void* weight,
-                                  const void* bias, int64_t channel, DType dtype) {
-  table[thread] = mean;
-  table[columns + thread] = weight ? rstd * load_parameter(weight, channel, dtype) : rstd;
-  table[2 * columns + thread] = bias ? load_parameter(bias, channel, dtype) : 0.f;
-}
-
-template <int K>
-__device__ Affine<K> take_affine(const float* table, int columns, int lane) {
-  Affine<K> affine;
-  take_own(affine.mean, table, lane);
-  take_own(affine.scale, table + columns, lane);
-  take_own(affine.bias, table + 2 * columns, lane);
-  return affine;
-}
 
 // After the partial results, the workspace has a pair for each group and channel, [G, C]: forward, the
 // number that means are relative to; backward, what the apply pass takes off dz.
@@ -459,10 +419,16 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
   }
 }
 
+// What the next kernel combines: sums of this op's own pass over dy and x, or of the convolution that made dy.
+struct TileSums {
+  const float2* at;  // [G, tiles, C]: of dz, of dz * (x - mean)
+  int64_t tiles;     // of a group
+};
+
 // Backward 2: combines the tiles; writes dweight and dbias, and for each group and channel what the
 // next pass takes off dz: its mean, and its slope against x - mean. Reads 8 bytes a channel and tile.
 __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
-    bn_act_backward_finalise(const BnActBackward args, const Tiling tiling) {
+    bn_act_backward_finalise(const BnActBackward args, const Tiling tiling, const TileSums given) {
   using Pair = Sums<double, 2, 1>;
   const int lane = threadIdx.x % kFinaliseLanes, row = threadIdx.x / kFinaliseLanes;
   constexpr int kRows = kThreads / kFinaliseLanes;
@@ -476,9 +442,9 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
 
   double dweight = 0., dbias = 0.;
   for (int64_t group = 0; group < args.shape.stat_groups; group++) {
-    const float2* partials = static_cast<const float2*>(args.workspace) + group * tiling.tiles * channels + channel;
+    const float2* partials = given.at + group * given.tiles * channels + channel;
     Pair sums;
-    for (int64_t tile = row; exists && tile < tiling.tiles; tile += kRows) {
+    for (int64_t tile = row; exists && tile < given.tiles; tile += kRows) {
       const float2 partial = partials[tile * channels];
       sums.at[0][0] += partial.x;
       sums.at[0][1] += partial.y;

@@ -65,6 +65,9 @@ struct BnActBackward {
   void* dx;               // as dy; null: not wanted; may be dy itself (in place)
   void* dweight;          // [C], param_dtype, summed over groups; null: not wanted
   void* dbias;            // [C], param_dtype, summed over groups; null: not wanted
+  // Sums of dy by tiles, as launch_conv() (conv.h) leaves them; null: they are taken from dy and x here.
+  const void* tile_sums;  // [G, tiles, C] pairs of float: of dz, of dz * (x - mean)
+  int64_t tiles;          // of a group
   void* workspace;        // bn_act_workspace_bytes(shape) bytes, 16-byte aligned
   bool training;          // that of the forward call: do mean and rstd depend on x?
   Activation activation;  // that of the forward call

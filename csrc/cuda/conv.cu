@@ -20,6 +20,7 @@ constexpr int64_t kTargetBlocks = 264;
 constexpr int64_t kLeastSteps = 8;  // of a part of the depth: below, putting sums aside costs more than it gains
 constexpr int64_t kMostIndex = INT32_MAX - 1024;  // a last tile counts on past what exists
 constexpr const char* kMisaligned = "maps and weights must be aligned to 16 bytes";
+constexpr const char* kNoTiles = "this shape has no tiles that lie within a channel";
 
 bool is_strict(const ConvShape& s) { return s.dtype == DType::kFloat32 && s.precision != Precision::kTf32; }
 
@@ -214,10 +215,17 @@ const char* check(const ConvForward& args) {
   if (args.stat_groups < 1 || args.shape.batch % args.stat_groups) return "'stat_groups' must divide the batch";
   if (!(args.eps >= 0)) return "'eps' must be at least 0";
   if (!args.tile_moments != !args.tile_counts) return "'tile_moments' and 'tile_counts' must be given together";
-  if (args.tile_moments && conv_tiles(args.shape, args.direction, args.stat_groups) == 0)
-    return "this shape has no tiles that lie within a channel";
+  if (args.tile_moments && conv_tiles(args.shape, args.direction, args.stat_groups) == 0) return kNoTiles;
   const bool changes = args.mean || args.var || args.bn_weight || args.bias || args.activation != Activation::none;
-  if (args.tile_moments && changes) return "statistics are of what has no affine map and no activation";
+  if ((args.tile_moments || args.sums.x) && changes)
+    return "statistics and sums are of what has no affine map and no activation";
+  if (args.sums.x) {
+    if (!(args.sums.mean && args.sums.rstd && args.sums.tile_sums)) return "sums need 'mean', 'rstd' and 'tile_sums'";
+    if (args.tile_moments) return "either statistics or sums";
+    if (is_smooth(args.sums.activation)) return "sums are of none, relu or leaky_relu";
+    if (conv_tiles(args.shape, args.direction, args.stat_groups) == 0) return kNoTiles;
+    if (!aligned(args.sums.x)) return kMisaligned;
+  }
   if (args.param_dtype != args.shape.dtype && args.param_dtype != DType::kFloat32)
     return "parameters must be float32 or of the type of 'input'";
   if (args.shape.batch && !(args.input && args.weight && args.output)) return "a map or the weight is null";
@@ -272,7 +280,8 @@ const char* launch_conv(const ConvForward& args, CUstream_st* stream) {
   finish.moments = static_cast<float2*>(args.tile_moments);
   finish.counts = args.tile_counts;
   finish.tiles = call.tiles * call.phases();
-  if (args.direction == Direction::kUp && !finish.moments) {
+  finish.sums = args.sums;
+  if (args.direction == Direction::kUp && !finish.moments && !finish.sums.x) {
     if (ThinPlan thin = plan_thin(shape); thin.blocks) {
       thin.call.input = args.input;
       thin.call.weight = args.weight;

@@ -144,7 +144,11 @@ __device__ void finish_conv(const Accumulators<Shape>& sums, const ConvLaunch& l
     return ((point.image * height + y) * width + x) * channels;
   };
   const int rows = min(tile.rows - tile.first_row, Shape::kRows);
-  finish<T>(sums, launch.finish, tile.group, tile.moments_tile(launch), tile.first_column, rows, line_of);
+  const int64_t place = tile.moments_tile(launch);
+  finish<T>(sums, launch.finish, tile.group, place, tile.first_column, rows, line_of);
+  if (launch.finish.sums.x) {
+    finish_gradient_sums<T, Shape>(launch.finish, tile.group, place, tile.first_column, rows, line_of);
+  }
 }
 
 // Blocks that an SM's registers must have room for: 128 registers a thread of 8 warps, 168 of 4, 255 of 4 strict ones.
@@ -294,9 +298,10 @@ __global__ void __launch_bounds__(Shape::kThreads, kConvBlocks<Shape, Step::kStr
   }
 }
 
-// Where the depth was split: adds the parts in order, and stores.
+// Where the depth was split: adds the parts in order, and stores. Such tiles are half of kTargetBlocks at most, one an SM:
+// a block may have all its registers.
 template <typename T, class Shape, bool kUp>
-__global__ void __launch_bounds__(Shape::kThreads, kConvBlocks<Shape, true>) conv_finish_splits(ConvLaunch launch) {
+__global__ void __launch_bounds__(Shape::kThreads, 1) conv_finish_splits(ConvLaunch launch) {
   const int splits = launch.splits;
   launch.splits = 1;  // the blocks are those of one part
   const ConvTile<Shape, kUp> tile(launch);

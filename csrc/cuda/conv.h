@@ -38,6 +38,21 @@ struct ConvShape {
   Precision precision;                       // where dtype is kFloat32
 };
 
+// What the gradient of a map is summed up to on its way out, where the map is act(batch_norm(x)). With dz the gradient
+// before the activation: per channel and tile the sums of dz and of dz * (x - mean), for which launch_bn_act_backward()
+// would read both maps once more.
+struct GradSums {
+  const void* x;        // as the gradient: the batch norm's input. Null: not wanted
+  const float* mean;    // [G, C], as the batch norm's forward left them
+  const float* rstd;    // [G, C]
+  const void* weight;   // [C], param_dtype; null means ones
+  const void* bias;     // [C], param_dtype; null means zeros
+  DType param_dtype;    // kFloat32, or the same as ConvShape::dtype
+  Activation activation;  // none, relu or leaky_relu: tanh would be long code in every convolution kernel
+  float negative_slope;
+  void* tile_sums;      // [G, tiles, C] pairs of float, written
+};
+
 struct ConvForward {
   ConvShape shape;
   Direction direction;  // kDown: fine -> coarse, kUp: coarse -> fine
@@ -57,11 +72,13 @@ struct ConvForward {
   Activation activation;
   float negative_slope;  // of leaky_relu
 
-  // Statistics of what is stored, by tiles that lie within a statistics group each: what bn_act.h takes as tile_moments
-  // and tile_counts, conv_tiles() of them a group. Null: not wanted.
+  // By tiles that lie within a statistics group each, conv_tiles() of them a group, what bn_act.h takes under the same
+  // names: statistics of what is stored (null: not wanted), or, where what is stored is a gradient, its sums. Both are
+  // of an output without affine map and activation.
   int64_t stat_groups;  // G >= 1, a divisor of N
   void* tile_moments;   // [G, tiles, C] pairs of float: mean, sum of squared deviations from it
   float* tile_counts;   // [G, tiles]: pixels of the tile; 0 for some
+  GradSums sums;
 };
 
 struct ConvWeightGrad {

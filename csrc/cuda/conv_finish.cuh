@@ -1,8 +1,11 @@
 // What happens to a block's sums: put aside and added where the depth is split, then the affine map, the activation,
-// rounding, 16-byte stores and statistics. By way of shared memory, for accumulators lie in rows of 8 bytes.
+// rounding, 16-byte stores and statistics, or the sums that a batch norm's backward wants of a gradient. By way of shared
+// memory, for accumulators lie in rows of 8 bytes.
 #pragma once
 
 #include "activation.cuh"
+#include "affine.cuh"
+#include "conv.h"
 #include "matrix.cuh"
 
 namespace dcgan_fast::cuda {
@@ -22,6 +25,7 @@ struct Finish {
   float2* moments;
   float* counts;
   int64_t tiles;
+  GradSums sums;
 
   __host__ __device__ bool changes() const {
     return mean || var || bn_weight || bias || activation != Activation::none;
@@ -30,7 +34,6 @@ struct Finish {
 
 template <class Shape>
 constexpr int finish_bytes() {
-  constexpr int kAffineRows = 3;
   return static_cast<int>(sizeof(float)) * Shape::kColumns * (Shape::kRows + kAffineRows);
 }
 
@@ -109,14 +112,14 @@ struct Staging {
   }
 };
 
-// For a block without rows: empty statistics.
+// For a block without rows: empty statistics, or sums of nothing.
 template <class Shape>
 __device__ void finish_nothing(const Finish& to, int64_t group, int64_t tile, int64_t first_column) {
-  if (!to.moments) return;
+  float2* const pairs = to.moments ? to.moments : static_cast<float2*>(to.sums.tile_sums);
+  if (!pairs) return;
   const int64_t at = group * to.tiles + tile, channel = first_column + threadIdx.x;
-  if (threadIdx.x < Shape::kColumns && channel < to.channels)
-    to.moments[at * to.channels + channel] = make_float2(0.f, 0.f);
-  if (threadIdx.x == 0 && first_column == 0) to.counts[at] = 0.f;
+  if (threadIdx.x < Shape::kColumns && channel < to.channels) pairs[at * to.channels + channel] = make_float2(0.f, 0.f);
+  if (to.moments && threadIdx.x == 0 && first_column == 0) to.counts[at] = 0.f;
 }
 
 // y = act((x - mean) * scale + bias) of each column: [mean, scale, bias][columns] in shared memory. The caller
@@ -216,6 +219,63 @@ __device__ void finish(const Accumulators<Shape>& sums, const Finish& to, int64_
     to.moments[at * to.channels + own] = make_float2(all.mean[0], all.m2[0]);
   }
   if (threadIdx.x == 0 && first_column == 0) to.counts[at] = all.n;
+}
+
+// After finish(): the sums of a gradient by tiles, for the batch norm that it is of. Reads that one's input and nothing
+// else, for the gradient still lies in shared memory; it is rounded as it was stored, so that these are the sums of
+// bn_act_backward_sums() in another order.
+template <typename T, class Shape, class LineOf>
+__device__ void finish_gradient_sums(const Finish& to, int64_t group, int64_t tile, int64_t first_column, int rows,
+                                     const LineOf& line_of) {
+  constexpr int kChunk = kAccessBytes / sizeof(T), kLanes = Shape::kColumns / kChunk;
+  constexpr int kRowsApart = Shape::kThreads / kLanes;
+  const GradSums& of = to.sums;
+  const Staging<Shape> staging;
+  float* const table = staging.data + Shape::kRows * Shape::kColumns;
+  const int64_t own = first_column + threadIdx.x;
+  const bool responsible = threadIdx.x < Shape::kColumns && own < to.channels;
+  if (responsible) {
+    const int64_t index = group * to.channels + own;
+    put_affine(table, Shape::kColumns, threadIdx.x, of.mean[index], of.rstd[index], of.weight, of.bias, own,
+               of.param_dtype);
+  }
+  __syncthreads();
+
+  const int lane = threadIdx.x % kLanes, column = lane * kChunk;
+  const int64_t channel = first_column + column;
+  const int64_t channels = min(to.channels - channel, static_cast<int64_t>(kChunk));  // that exist, or less than none
+  const Affine<kChunk> affine = take_affine<kChunk>(table, Shape::kColumns, lane);
+  const Activate<false> activate(of.activation, of.negative_slope);
+  const T* const x = static_cast<const T*>(of.x) + channel;
+  Sums<float, 2, kChunk> sums;
+#pragma unroll 2
+  for (int row = threadIdx.x / kLanes; row < rows; row += kRowsApart) {
+    const T* const line = x + line_of(row);
+    Vec<T, kChunk> inputs = {};
+    if (to.by_chunks) {
+      if (channels > 0) inputs = load<kChunk>(line);
+    } else {
+#pragma unroll
+      for (int i = 0; i < kChunk; i++) {
+        if (i < channels) inputs.at[i] = line[i];
+      }
+    }
+    const auto grads = staging.template get<kChunk>(row, column);
+#pragma unroll
+    for (int i = 0; i < kChunk; i++) {
+      const float centred = to_float(inputs.at[i]) - affine.mean[i];
+      const float dz = activate.backward(affine(centred, i), to_float(from_float<T>(grads.at[i])));
+      sums.at[i][0] += dz;
+      sums.at[i][1] = fmaf(dz, centred, sums.at[i][1]);
+    }
+  }
+  __syncthreads();  // the scratch lies where the gradient is
+  using Pair = Sums<float, 2, 1>;
+  const Pair total = reduce_rows<Shape::kWarps>(sums, kLanes, reinterpret_cast<Pair*>(shared_memory()));
+  if (responsible) {
+    static_cast<float2*>(of.tile_sums)[(group * to.tiles + tile) * to.channels + own] =
+        make_float2(total.at[0][0], total.at[0][1]);
+  }
 }
 
 }  // namespace dcgan_fast::cuda

@@ -220,7 +220,8 @@ std::tuple<Tensor, Tensor> bn_fold(double eps, const BnTensors& bn) {
 
 std::tuple<Tensor, Tensor, Tensor> bn_act_run_backward(const BnActOptions& o, const Tensor& grad, const Tensor& input,
                                                        const Tensor& weight, const Tensor& bias, const Tensor& mean,
-                                                       const Tensor& rstd, std::array<bool, 3> mask, bool overwrite_grad) {
+                                                       const Tensor& rstd, std::array<bool, 3> mask, bool overwrite_grad,
+                                                       [[maybe_unused]] const Tensor& tile_sums) {
   if (input.numel() == 0) {
     return {mask[0] ? at::empty_like(input) : Tensor(), mask[1] ? at::zeros_like(weight) : Tensor(),
             mask[2] ? at::zeros_like(bias) : Tensor()};
@@ -231,7 +232,8 @@ std::tuple<Tensor, Tensor, Tensor> bn_act_run_backward(const BnActOptions& o, co
   switch (kernels_of(input)) {
     case Kernels::cpu: return bn_act_run_backward_cpu(o, dense_grad, input, weight, bias, mean, rstd, mask, in_place);
 #ifdef DCGAN_FAST_CUDA
-    case Kernels::cuda: return bn_act_run_backward_cuda(o, dense_grad, input, weight, bias, mean, rstd, mask, in_place);
+    case Kernels::cuda:
+      return bn_act_run_backward_cuda(o, dense_grad, input, weight, bias, mean, rstd, mask, in_place, tile_sums);
 #endif
     default: return bn_act_run_backward_aten(o, dense_grad, input, weight, bias, mean, rstd, mask);
   }

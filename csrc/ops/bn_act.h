@@ -59,11 +59,11 @@ std::tuple<Tensor, Tensor> bn_act_run(const BnActOptions&, const Tensor& input, 
 std::tuple<Tensor, Tensor> bn_fold(double eps, const BnTensors&);
 
 // Gradients of input, weight and bias; those not in `mask` are undefined. That of input may take the place of `grad` where
-// the caller allows it.
+// the caller allows it. `tile_sums`: those of `grad`, where they have been gathered already (gradient_sums.h).
 std::tuple<Tensor, Tensor, Tensor> bn_act_run_backward(const BnActOptions&, const Tensor& grad, const Tensor& input,
                                                        const Tensor& weight, const Tensor& bias, const Tensor& mean,
                                                        const Tensor& rstd, std::array<bool, 3> mask,
-                                                       bool overwrite_grad = false);
+                                                       bool overwrite_grad = false, const Tensor& tile_sums = {});
 
 // The same mathematics in differentiable ATen calls: double backward goes through it. `mean` and `rstd` are the saved
 // statistics; in training they are computed anew, so that the gradient flows through them.

@@ -63,7 +63,8 @@ std::tuple<Tensor, Tensor> bn_act_run_cuda(const BnActOptions& o, const Tensor& 
 std::tuple<Tensor, Tensor, Tensor> bn_act_run_backward_cuda(const BnActOptions& o, const Tensor& grad,
                                                             const Tensor& input, const Tensor& weight,
                                                             const Tensor& bias, const Tensor& mean, const Tensor& rstd,
-                                                            std::array<bool, 3> mask, bool overwrite_grad) {
+                                                            std::array<bool, 3> mask, bool overwrite_grad,
+                                                            const Tensor& tile_sums) {
   const c10::DeviceGuard on_device(input.device());
   const auto shape = shape_of(o, input, weight);
   const Tensor w = weight.contiguous(), b = cuda_parameter(bias, w.scalar_type());
@@ -83,6 +84,10 @@ std::tuple<Tensor, Tensor, Tensor> bn_act_run_backward_cuda(const BnActOptions& 
   args.dx = out(grad_input);
   args.dweight = out(grad_weight);
   args.dbias = out(grad_bias);
+  if (tile_sums.defined()) {
+    args.tile_sums = tile_sums.const_data_ptr();
+    args.tiles = tile_sums.size(1);
+  }
   args.workspace = workspace.mutable_data_ptr();
   args.training = o.training;
   args.activation = o.activation;

@@ -12,6 +12,7 @@ std::tuple<Tensor, Tensor> bn_act_run_cuda(const BnActOptions&, const Tensor& in
 std::tuple<Tensor, Tensor, Tensor> bn_act_run_backward_cuda(const BnActOptions&, const Tensor& grad,
                                                             const Tensor& input, const Tensor& weight,
                                                             const Tensor& bias, const Tensor& mean, const Tensor& rstd,
-                                                            std::array<bool, 3> mask, bool overwrite_grad);
+                                                            std::array<bool, 3> mask, bool overwrite_grad,
+                                                            const Tensor& tile_sums);
 
 }  // namespace dcgan_fast

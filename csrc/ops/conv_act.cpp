@@ -11,6 +11,7 @@
 #include <ATen/ops/tanh.h>
 #include <ATen/ops/tanh_backward.h>
 #include <ATen/ops/threshold_backward.h>
+#include <ATen/record_function.h>
 #include <torch/library.h>
 
 #include "../checks.h"
@@ -76,16 +77,25 @@ Tensor conv_act_forward(const Tensor& input, const Tensor& weight, const Optiona
   return output;
 }
 
+std::tuple<Tensor, Tensor, Tensor> run_backward(const Tensor& grad, const Tensor& input, const Tensor& weight,
+                                                const Tensor& output, at::IntArrayRef stride, at::IntArrayRef padding,
+                                                at::IntArrayRef output_padding, bool transposed,
+                                                std::string_view activation, double negative_slope,
+                                                std::array<bool, 3> output_mask, bool in_place, BatchNormBelow* below) {
+  const Convolution convolution{name(transposed), transposed, stride, padding, output_padding};
+  const Activation parsed = parse_activation(convolution.op, activation);
+  return convolution.backward(activate_backward(parsed, negative_slope, grad, output, in_place), input, weight,
+                              output_mask, below);
+}
+
 template <bool in_place>
 std::tuple<Tensor, Tensor, Tensor> conv_act_backward(const Tensor& grad, const Tensor& input, const Tensor& weight,
                                                      const Tensor& output, at::IntArrayRef stride,
                                                      at::IntArrayRef padding, at::IntArrayRef output_padding,
                                                      bool transposed, std::string_view activation,
                                                      double negative_slope, std::array<bool, 3> output_mask) {
-  const Convolution convolution{name(transposed), transposed, stride, padding, output_padding};
-  const Activation parsed = parse_activation(convolution.op, activation);
-  return convolution.backward(activate_backward(parsed, negative_slope, grad, output, in_place), input, weight,
-                              output_mask);
+  return run_backward(grad, input, weight, output, stride, padding, output_padding, transposed, activation,
+                      negative_slope, output_mask, in_place, nullptr);
 }
 
 class ConvActNode : public torch::autograd::Function<ConvActNode> {
@@ -126,14 +136,25 @@ class ConvActNode : public torch::autograd::Function<ConvActNode> {
                                     convolution.reference(in[0], in[1], of_maps(in[2], in[0])));
       });
     }
+    const std::array<bool, 3> mask = {ctx->needs_input_grad(0), ctx->needs_input_grad(1),
+                                      bias.defined() && ctx->needs_input_grad(2)};
+    const Tensor& kept = output.defined() ? output : grads[0];
+    const bool overwrite = is_the_only_owner(grads[0]);
+    if (auto below = mask[0] ? batch_norm_below(grads[0]) : std::nullopt) {
+      RECORD_FUNCTION("dcgan_fast::conv_act_backward", std::vector<c10::IValue>());
+      at::AutoDispatchBelowADInplaceOrView below_autograd;
+      std::tie(result[0], result[1], result[2]) =
+          run_backward(grads[0], input, weight, kept, stride, padding, output_padding, transposed, activation,
+                       negative_slope, mask, overwrite, &*below);
+      keep_gradient_sums(result[0], *below);
+      return result;
+    }
     using Backward = decltype(conv_act_backward<false>);
     static const auto op = find_op<Backward>("dcgan_fast::conv_act_backward"),
                       in_place = find_op<Backward>("dcgan_fast::conv_act_backward_");
     std::tie(result[0], result[1], result[2]) =
-        (is_the_only_owner(grads[0]) ? in_place : op)
-            .call(grads[0], input, weight, output.defined() ? output : grads[0], stride, padding, output_padding,
-                  transposed, activation, negative_slope,
-                  {ctx->needs_input_grad(0), ctx->needs_input_grad(1), bias.defined() && ctx->needs_input_grad(2)});
+        (overwrite ? in_place : op).call(grads[0], input, weight, kept, stride, padding, output_padding, transposed,
+                                         activation, negative_slope, mask);
     return result;
   }
 };

@@ -2,7 +2,9 @@
 //
 // Saved for backward: the input, the convolution's output and the statistics. The normalised maps, the mask and the
 // activation's input are recomputed, so a layer keeps one map of its output size less than PyTorch's three modules.
+#include <ATen/SavedTensorHooks.h>
 #include <ATen/ops/empty.h>
+#include <ATen/record_function.h>
 #include <torch/library.h>
 
 #include "../checks.h"
@@ -10,6 +12,7 @@
 #include "autograd.h"
 #include "bn_act.h"
 #include "convolution.h"
+#include "device.h"
 #include "map_pool.h"
 
 namespace dcgan_fast {
@@ -54,21 +57,30 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> conv_bn_act_forward(
   return {output, nothing(maps), nothing(maps), nothing(maps)};
 }
 
+std::tuple<Tensor, Tensor, Tensor, Tensor> run_backward(
+    const Tensor& grad, const Tensor& input, const Tensor& weight, const Tensor& conv_output, const Tensor& bn_weight,
+    const Tensor& bn_bias, const Tensor& mean, const Tensor& rstd, at::IntArrayRef stride, at::IntArrayRef padding,
+    at::IntArrayRef output_padding, bool transposed, std::string_view activation, double negative_slope, bool training,
+    int64_t stat_groups, std::array<bool, 4> output_mask, bool in_place, const Tensor& tile_sums, BatchNormBelow* below) {
+  const Convolution convolution{name(transposed), transposed, stride, padding, output_padding};
+  const BnActOptions options{convolution.op, parse_activation(convolution.op, activation), negative_slope, training, 0,
+                             0, stat_groups};
+  auto [grad_conv, grad_bn_weight, grad_bn_bias] =
+      bn_act_run_backward(options, grad, conv_output, bn_weight, bn_bias, mean, rstd,
+                          {output_mask[0] || output_mask[1], output_mask[2], output_mask[3]}, in_place, tile_sums);
+  auto [grad_input, grad_weight, no_bias] =
+      convolution.backward(grad_conv, input, weight, {output_mask[0], output_mask[1], false}, below);
+  return {grad_input, grad_weight, grad_bn_weight, grad_bn_bias};
+}
+
 template <bool in_place>
 std::tuple<Tensor, Tensor, Tensor, Tensor> conv_bn_act_backward(
     const Tensor& grad, const Tensor& input, const Tensor& weight, const Tensor& conv_output, const Tensor& bn_weight,
     const Tensor& bn_bias, const Tensor& mean, const Tensor& rstd, at::IntArrayRef stride, at::IntArrayRef padding,
     at::IntArrayRef output_padding, bool transposed, std::string_view activation, double negative_slope, bool training,
     int64_t stat_groups, std::array<bool, 4> output_mask) {
-  const Convolution convolution{name(transposed), transposed, stride, padding, output_padding};
-  const BnActOptions options{convolution.op, parse_activation(convolution.op, activation), negative_slope, training, 0,
-                             0, stat_groups};
-  auto [grad_conv, grad_bn_weight, grad_bn_bias] =
-      bn_act_run_backward(options, grad, conv_output, bn_weight, bn_bias, mean, rstd,
-                          {output_mask[0] || output_mask[1], output_mask[2], output_mask[3]}, in_place);
-  auto [grad_input, grad_weight, no_bias] =
-      convolution.backward(grad_conv, input, weight, {output_mask[0], output_mask[1], false});
-  return {grad_input, grad_weight, grad_bn_weight, grad_bn_bias};
+  return run_backward(grad, input, weight, conv_output, bn_weight, bn_bias, mean, rstd, stride, padding, output_padding,
+                      transposed, activation, negative_slope, training, stat_groups, output_mask, in_place, {}, nullptr);
 }
 
 class ConvBnActNode : public torch::autograd::Function<ConvBnActNode> {
@@ -94,6 +106,8 @@ class ConvBnActNode : public torch::autograd::Function<ConvBnActNode> {
     data["training"] = training;
     data["eps"] = eps;
     data["stat_groups"] = stat_groups;
+    // hooks may give each saved tensor back once only, and that is for this node's own backward
+    data["saved_as_is"] = !at::SavedTensorDefaultHooks::get_hooks().has_value();
     return output;
   }
 
@@ -118,15 +132,29 @@ class ConvBnActNode : public torch::autograd::Function<ConvBnActNode> {
             return bn_act_reference(options, convolution.reference(in[0], in[1], {}), in[2], in[3], mean, rstd);
           });
     }
+    const std::array<bool, 4> mask = {ctx->needs_input_grad(0), ctx->needs_input_grad(1), ctx->needs_input_grad(2),
+                                      ctx->needs_input_grad(3)};
+    const bool overwrite = is_the_only_owner(grads[0]);
+    auto below = mask[0] ? batch_norm_below(grads[0]) : std::nullopt;
+    const Tensor tile_sums = take_gradient_sums(grads[0], conv_output);
+    if (below || tile_sums.defined()) {
+      RECORD_FUNCTION(tile_sums.defined() ? "dcgan_fast::conv_bn_act_backward (sums given)"
+                                          : "dcgan_fast::conv_bn_act_backward",
+                      std::vector<c10::IValue>());
+      at::AutoDispatchBelowADInplaceOrView below_autograd;
+      std::tie(result[0], result[1], result[2], result[3]) = run_backward(
+          grads[0], input, weight, conv_output, bn_weight, bn_bias, mean, rstd, stride, padding, output_padding,
+          transposed, activation, negative_slope, training, stat_groups, mask, overwrite, tile_sums, below ? &*below : nullptr);
+      if (below) keep_gradient_sums(result[0], *below);
+      return result;
+    }
     using Backward = decltype(conv_bn_act_backward<false>);
     static const auto op = find_op<Backward>("dcgan_fast::conv_bn_act_backward"),
                       in_place = find_op<Backward>("dcgan_fast::conv_bn_act_backward_");
     std::tie(result[0], result[1], result[2], result[3]) =
-        (is_the_only_owner(grads[0]) ? in_place : op)
+        (overwrite ? in_place : op)
             .call(grads[0], input, weight, conv_output, bn_weight, bn_bias, mean, rstd, stride, padding, output_padding,
-                  transposed, activation, negative_slope, training, stat_groups,
-                  {ctx->needs_input_grad(0), ctx->needs_input_grad(1), ctx->needs_input_grad(2),
-                   ctx->needs_input_grad(3)});
+                  transposed, activation, negative_slope, training, stat_groups, mask);
     return result;
   }
 };
@@ -164,6 +192,27 @@ Tensor conv_transpose_bn_act(const Tensor& input, const Tensor& weight, const Te
 }
 
 }  // namespace
+
+std::optional<BatchNormBelow> batch_norm_below(const Tensor& grad) {
+  if (kernels_of(grad) != Kernels::cuda || at::isTensorSubclassLike(grad)) return {};
+  const auto node = torch::autograd::get_current_node();
+  if (!node || node->num_outputs() == 0) return {};
+  auto* below = dynamic_cast<torch::autograd::CppNode<ConvBnActNode>*>(node->next_edge(0).function.get());
+  if (!below) return {};
+  const auto& data = below->ctx_.saved_data;
+  const auto activation = parse_activation("batch_norm_below", data.at("activation").toStringRef());
+  const bool piecewise_linear = activation != Activation::tanh && activation != Activation::sigmoid;
+  if (!data.at("saved_as_is").toBool() || !piecewise_linear) return {};
+  try {
+    const auto saved = below->ctx_.get_saved_variables();
+    const Tensor& maps = saved[4];
+    if (maps.scalar_type() != grad.scalar_type() || !maps.is_contiguous(at::MemoryFormat::ChannelsLast)) return {};
+    return BatchNormBelow{maps,       saved[2],   saved[3], saved[5], saved[6],
+                          activation, data.at("negative_slope").toDouble(), {}};
+  } catch (const c10::Error&) {  // freed, or changed since: it is that node's to say so, should it run
+    return {};
+  }
+}
 
 TORCH_LIBRARY_IMPL(dcgan_fast, CompositeImplicitAutograd, m) {
   m.impl("conv_bn_act", conv_bn_act);

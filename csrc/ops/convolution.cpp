@@ -159,7 +159,8 @@ Tensor Convolution::reference(const Tensor& input, const Tensor& weight, const O
 }
 
 std::tuple<Tensor, Tensor, Tensor> Convolution::backward(const Tensor& grad, const Tensor& input,
-                                                         const Tensor& weight, std::array<bool, 3> mask) const {
+                                                         const Tensor& weight, std::array<bool, 3> mask,
+                                                         [[maybe_unused]] BatchNormBelow* below) const {
   std::tuple<Tensor, Tensor, Tensor> result;
   auto& [grad_input, grad_weight, grad_bias] = result;
   const bool trains = mask[1] && weight.is_cpu();
@@ -168,7 +169,9 @@ std::tuple<Tensor, Tensor, Tensor> Convolution::backward(const Tensor& grad, con
     const auto format = result_format(input, weight);
     const Tensor dense_grad = channels_last(grad), &fine = transposed ? dense_grad : input,
                  &coarse = transposed ? input : dense_grad;
-    if (mask[0]) grad_input = conv_cuda(*this, !transposed, dense_grad, weight, input.sizes(), {}).contiguous(format);
+    ConvFinish sum_up;
+    sum_up.below = below;
+    if (mask[0]) grad_input = conv_cuda(*this, !transposed, dense_grad, weight, input.sizes(), sum_up).contiguous(format);
     if (mask[1]) grad_weight = conv_weight_grad_cuda(*this, weight, fine, coarse).contiguous(format);
     if (mask[2]) grad_bias = grad.sum({0, 2, 3});
     mask = {};

@@ -11,6 +11,7 @@
 
 #include "../activation.h"
 #include "bn_act.h"
+#include "gradient_sums.h"
 
 namespace dcgan_fast {
 
@@ -25,6 +26,7 @@ struct ConvFinish {
   Activation activation = Activation::none;
   double negative_slope = 0;
   MapStatistics* statistics = nullptr;  // gathered here, where neither of the others is asked for
+  BatchNormBelow* below = nullptr;      // the output is its gradient: the sums of that are gathered there
 };
 
 struct Convolution {
@@ -42,9 +44,10 @@ struct Convolution {
   Tensor fused(const Tensor& input, const Tensor& weight, const ConvFinish& finish) const;
   // The same without an epilogue, in ATen's differentiable calls.
   Tensor reference(const Tensor& input, const Tensor& weight, const OptionalTensor& bias) const;
-  // Gradients of input, weight and bias; those not in `mask` are undefined.
+  // Gradients of input, weight and bias; those not in `mask` are undefined. Gathers the sums of that of input for the
+  // batch norm below, where one is given and a kernel can.
   std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& input, const Tensor& weight,
-                                              std::array<bool, 3> mask) const;
+                                              std::array<bool, 3> mask, BatchNormBelow* below = nullptr) const;
 };
 
 // What runs the forward, the data gradient and the weight gradient: an engine's name or "ATen".

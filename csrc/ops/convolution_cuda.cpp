@@ -59,7 +59,7 @@ Tensor conv_cuda(const Convolution& c, bool up, const Tensor& in, const Tensor& 
   args.input = input.const_data_ptr();
   args.weight = dense_weight.const_data_ptr();
   args.output = output.mutable_data_ptr();
-  args.stat_groups = finish.statistics ? finish.statistics->groups : 1;
+  args.stat_groups = finish.statistics ? finish.statistics->groups : finish.below ? finish.below->mean.size(0) : 1;
   const Tensor workspace = cuda_workspace(cuda::conv_workspace_bytes(shape, direction, args.stat_groups), in);
   args.workspace = workspace.mutable_data_ptr();
   args.activation = finish.activation;
@@ -83,12 +83,25 @@ Tensor conv_cuda(const Convolution& c, bool up, const Tensor& in, const Tensor& 
     args.bias = bias.const_data_ptr();
     args.param_dtype = cuda_dtype(c.op, bias.scalar_type());
   }
-  if (const int64_t tiles = finish.statistics ? cuda::conv_tiles(shape, direction, args.stat_groups) : 0) {
-    const auto floats = in.options().dtype(at::kFloat);
+  const auto floats = in.options().dtype(at::kFloat);
+  const bool by_tiles = finish.statistics || finish.below;
+  const int64_t tiles = by_tiles ? cuda::conv_tiles(shape, direction, args.stat_groups) : 0;
+  if (finish.statistics && tiles) {
     finish.statistics->tile_moments = at::empty({args.stat_groups, tiles, sizes[1], 2}, floats);
     finish.statistics->tile_counts = at::empty({args.stat_groups, tiles}, floats);
     args.tile_moments = finish.statistics->tile_moments.mutable_data_ptr();
     args.tile_counts = finish.statistics->tile_counts.mutable_data_ptr<float>();
+  }
+  if (finish.below && tiles) {
+    BatchNormBelow& below = *finish.below;
+    const auto type = below.weight.scalar_type();
+    bn_weight = cuda_parameter(below.weight, type);
+    bias = cuda_parameter(below.bias, type);
+    below.tile_sums = at::empty({args.stat_groups, tiles, sizes[1], 2}, floats);
+    args.sums = {below.input.const_data_ptr(), below.mean.const_data_ptr<float>(), below.rstd.const_data_ptr<float>(),
+                 bn_weight.const_data_ptr(),   bias.const_data_ptr(),              cuda_dtype(c.op, type),
+                 below.activation,             static_cast<float>(below.negative_slope),
+                 below.tile_sums.mutable_data_ptr()};
   }
   check_launch(c.op, cuda::launch_conv(args, current_stream(in.device())));
   return output;

@@ -55,10 +55,13 @@ void forward(const Request& request) {
     *places[i] = parameters[i].receive().data();
   }
   const Array output = request.map(out), workspace(conv_workspace_bytes(shape, direction, groups));
-  const bool statistics = request.flag("statistics");
-  const int64_t tiles = statistics ? conv_tiles(shape, direction, groups) : 0;
-  const Array moments = request.array(2 * groups * tiles * out.channels, DType::kFloat32);
-  const Array counts = request.array(groups * tiles, DType::kFloat32);
+  const bool statistics = request.flag("statistics"), sums = request.flag("sums");
+  const int64_t tiles = statistics || sums ? conv_tiles(shape, direction, groups) : 0;
+  const auto pairs = [&](bool wanted) {
+    return request.array(wanted ? 2 * groups * tiles * out.channels : 0, DType::kFloat32);
+  };
+  const Array moments = pairs(statistics), tile_sums = pairs(sums);
+  const Array counts = request.array(statistics ? groups * tiles : 0, DType::kFloat32);
   args.shape = shape;
   args.direction = direction;
   args.input = input.data();
@@ -69,9 +72,29 @@ void forward(const Request& request) {
   args.activation = static_cast<dcgan_fast::Activation>(request.integer("activation"));
   args.negative_slope = static_cast<float>(request.number("negative_slope"));
   args.stat_groups = groups;
-  if (tiles) {
+  if (statistics && tiles) {
     args.tile_moments = moments.data();
     args.tile_counts = counts.floats();
+  }
+  Array below[5];  // x, mean, rstd, weight and bias of the batch norm whose gradient the output is
+  if (sums) {
+    below[0] = request.map(out);
+    below[1] = request.array(groups * out.channels, DType::kFloat32);
+    below[2] = request.array(groups * out.channels, DType::kFloat32);
+    below[3] = request.array(out.channels, args.param_dtype);
+    below[4] = request.array(out.channels, args.param_dtype);
+    for (Array& array : below) array.receive();
+  }
+  if (sums && tiles) {
+    args.sums.x = below[0].data();
+    args.sums.mean = below[1].floats();
+    args.sums.rstd = below[2].floats();
+    args.sums.weight = below[3].data();
+    args.sums.bias = below[4].data();
+    args.sums.param_dtype = args.param_dtype;
+    args.sums.activation = static_cast<dcgan_fast::Activation>(request.integer("activation_below"));
+    args.sums.negative_slope = args.negative_slope;
+    args.sums.tile_sums = tile_sums.data();
   }
   const char* error = launch_conv(args, nullptr);
   answer(error);
@@ -80,6 +103,7 @@ void forward(const Request& request) {
   std::cout.write(reinterpret_cast<const char*>(&tiles), sizeof(tiles));
   moments.send();
   counts.send();
+  tile_sums.send();
 }
 
 void weight_grad(const Request& request) {

@@ -27,6 +27,7 @@ class ConvCase:
     precision: str = "tf32x3"
     stat_groups: int = 1
     activation: str = "none"
+    activation_below: str = "leaky_relu"  # of the batch norm whose gradient the output is
     parameters: tuple[str, ...] = ()  # of mean, var, bn_weight, bias
     param_dtype: torch.dtype = torch.float32
 
@@ -81,6 +82,15 @@ class ConvCase:
             }
             for name, value in values.items():
                 given[f"{direction} {name}"] = value.to(self.param_dtype)
+        for direction, like in (("down", "coarse"), ("up", "fine")):
+            channel, group = (channels[direction],), (self.stat_groups, channels[direction])
+            given |= {
+                f"{direction} below x": normal(*given[like].shape).to(self.dtype),
+                f"{direction} below mean": normal(*group),
+                f"{direction} below rstd": normal(*group).abs() + 0.5,
+                f"{direction} below weight": (normal(*channel) + 1).to(self.param_dtype),
+                f"{direction} below bias": normal(*channel).to(self.param_dtype),
+            }
         return given
 
     def convolve(self, direction: str, maps: Tensor, weight: Tensor) -> Tensor:
@@ -160,25 +170,55 @@ class EmulatedConv(Emulated):
         statistics: bool = False,
     ) -> tuple[Tensor, Moments]:
         """The output, and the statistics of its tiles where they are asked for."""
+        output, tiles = self._forward(case, direction, given, schedule, seed, statistics=statistics)
+        moments = self.receive(torch.float32, (case.stat_groups, tiles, output.shape[1], 2))
+        counts = self.receive(torch.float32, (case.stat_groups, tiles))
+        return output, Moments(moments[..., 0], moments[..., 1], counts)
+
+    def gradient_sums(
+        self,
+        case: ConvCase,
+        direction: str,
+        given: Tensors,
+        schedule: str = "in_order",
+        seed: int = 1,
+    ) -> tuple[Tensor, Tensor]:
+        """The output, taken for a gradient, and its sums by tiles (G, tiles, C, 2); no tiles where it has none."""
+        output, tiles = self._forward(case, direction, given, schedule, seed, sums=True)
+        return output, self.receive(torch.float32, (case.stat_groups, tiles, output.shape[1], 2))
+
+    def _forward(
+        self,
+        case: ConvCase,
+        direction: str,
+        given: Tensors,
+        schedule: str,
+        seed: int,
+        statistics: bool = False,
+        sums: bool = False,
+    ) -> tuple[Tensor, int]:
+        """The output, and how many tiles a group has of what was asked for, which is still to be received."""
         up = direction == "up"
         numbers = self._numbers(case, schedule, seed) | {
             "up": up,
             "statistics": statistics,
+            "sums": sums,
             "eps": 1e-5,
             "activation": ACTIVATIONS.index(case.activation),
+            "activation_below": ACTIVATIONS.index(case.activation_below),
             "negative_slope": 0.2,
         }
         names = ["mean", "var", "bn_weight", "bias"]
         numbers |= {name: name in case.parameters for name in names}
         arrays = [given["coarse" if up else "fine"], given["weight"]]
         arrays += [given[f"{direction} {name}"] for name in names if name in case.parameters]
+        if sums:
+            below = ["x", "mean", "rstd", "weight", "bias"]
+            arrays += [given[f"{direction} below {name}"] for name in below]
         self.call("forward", numbers, map(to_memory, arrays))
         channels = case.fine[0] if up else case.coarse
         output = self._receive_maps(case, channels, case.fine[1:] if up else case.coarse_size)
-        tiles = int(self.receive(torch.int64, ()))
-        moments = self.receive(torch.float32, (case.stat_groups, tiles, channels, 2))
-        counts = self.receive(torch.float32, (case.stat_groups, tiles))
-        return output, Moments(moments[..., 0], moments[..., 1], counts)
+        return output, int(self.receive(torch.int64, ()))
 
     def weight_grad(
         self, case: ConvCase, given: Tensors, schedule: str = "in_order", seed: int = 1
@@ -192,7 +232,8 @@ class EmulatedConv(Emulated):
     def all(
         self, case: ConvCase, given: Tensors, schedule: str = "in_order", seed: int = 1
     ) -> Tensors:
-        """Outputs of both directions, with statistics (and without: another kernel), and the weight gradient."""
+        """Outputs of both directions, with statistics and with a gradient's sums (and without: another kernel), and
+        the weight gradient."""
         result = {"weight_grad": self.weight_grad(case, given, schedule, seed)}
         for direction in ("down", "up"):
             statistics = not case.parameters and case.activation == "none"
@@ -200,6 +241,9 @@ class EmulatedConv(Emulated):
                 case, direction, given, schedule, seed, statistics
             )
             result |= {f"{direction} {name}": value for name, value in moments._asdict().items()}
+            if statistics:
+                gradient, sums = self.gradient_sums(case, direction, given, schedule, seed)
+                result |= {f"{direction} gradient": gradient, f"{direction} sums": sums}
         result["up alone"], _ = self.forward(case, "up", given, schedule, seed)
         return result
 

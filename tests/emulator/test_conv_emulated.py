@@ -82,6 +82,8 @@ def assert_right(case: ConvCase, inputs: Tensors, results: Tensors, floor: float
         if name == direction and results[f"{direction} counts"].numel():
             moments = Moments(*(results[f"{direction} {name}"] for name in Moments._fields))
             assert_moments(case, results[direction], moments)
+            assert torch.equal(results[f"{direction} gradient"], results[direction])
+            assert_sums(case, direction, inputs, results[direction], results[f"{direction} sums"])
 
 
 def finish(case: ConvCase, direction: str, inputs: Tensors, maps: Tensor) -> Tensor:
@@ -114,6 +116,30 @@ def assert_moments(case: ConvCase, maps: Tensor, moments: Moments) -> None:
     )
 
 
+def assert_sums(
+    case: ConvCase, direction: str, inputs: Tensors, gradient: Tensor, tile_sums: Tensor
+) -> None:
+    """Those of the tiles, added up, are those of the stored gradient of act(batch_norm(x)), dz and dz (x - mean)."""
+
+    def below(name: str) -> Tensor:
+        return inputs[f"{direction} below {name}"].double()
+
+    def by_groups(maps: Tensor) -> Tensor:  # (G, C, values of a channel)
+        return maps.double().unflatten(0, (case.stat_groups, -1)).transpose(1, 2).flatten(2)
+
+    centred = by_groups(below("x")) - below("mean")[..., None]
+    scale = (below("rstd") * below("weight"))[..., None]
+    z = (centred * scale + below("bias")[:, None]).requires_grad_()
+    y = {"none": lambda z: z, "relu": F.relu, "leaky_relu": lambda z: F.leaky_relu(z, 0.2)}[
+        case.activation_below
+    ](z)
+    (dz,) = torch.autograd.grad(y, z, by_groups(gradient))
+    for i, terms in enumerate((dz, dz * centred)):
+        error = (tile_sums[..., i].double().sum(1) - terms.sum(2)).abs()
+        # float32 sums by rows, threads, warps and tiles: some 16 roundings, of at most the sum of magnitudes
+        assert (error <= 16 * torch.finfo(f32).eps * terms.abs().sum(2)).all(), (i, error.max())
+
+
 def assert_same(first: Tensors, other: Tensors) -> None:
     assert first.keys() == other.keys()
     for name in first:
@@ -144,6 +170,22 @@ def test_affine_and_activation(
         )
         inputs = case.inputs()
         assert_right(case, inputs, emulated.all(case, inputs))
+
+
+@pytest.mark.parametrize("param_dtype", [f32, bf16])
+@pytest.mark.parametrize("activation", ["none", "relu", "leaky_relu"])
+def test_sums_of_a_gradient(
+    emulated: EmulatedConv, activation: str, param_dtype: torch.dtype
+) -> None:
+    dtype = bf16 if param_dtype == bf16 else f32
+    for case in (
+        ConvCase(4, (24, 9, 7), 70, stat_groups=2, activation_below=activation),
+        ConvCase(1, (17, 6, 6), 24, activation_below=activation),
+    ):
+        case = dataclasses.replace(case, dtype=dtype, param_dtype=param_dtype)
+        inputs = case.inputs()
+        for direction in ("down", "up"):
+            assert_sums(case, direction, inputs, *emulated.gradient_sums(case, direction, inputs))
 
 
 @settings(
@@ -214,8 +256,13 @@ def test_an_empty_batch(emulated: EmulatedConv) -> None:
 
 def test_rules(emulated: EmulatedConv) -> None:
     case = ConvCase(2, (16, 6, 6), 24, activation="relu")
-    with pytest.raises(Refused, match="statistics are of what has no affine map"):
+    with pytest.raises(Refused, match="statistics and sums are of what has no affine map"):
         emulated.forward(case, "down", case.inputs(), statistics=True)
+    with pytest.raises(Refused, match="statistics and sums are of what has no affine map"):
+        emulated.gradient_sums(case, "down", case.inputs())
+    with pytest.raises(Refused, match="sums are of none, relu or leaky_relu"):
+        smooth = dataclasses.replace(case, activation="none", activation_below="tanh")
+        emulated.gradient_sums(smooth, "down", smooth.inputs())
     with pytest.raises(Refused, match="'stat_groups' must divide the batch"):
         emulated.forward(dataclasses.replace(case, stat_groups=3), "down", case.inputs())
 

@@ -31,6 +31,7 @@ CONV_CASES = [
     ConvCase(1, (64, 4, 4), 32),  # the depth is split
     ConvCase(3, (3, 7, 5), 24, kernel=(3, 3), padding=(1, 0)),
     ConvCase(1, (3, 34, 22), 16),  # going up, several patches
+    ConvCase(2, (16, 8, 1), 8, kernel=(3, 3)),  # going up, phases without pixels
     ConvCase(8, (16, 17, 12), 72, kernel=(1, 1), stride=(1, 1), padding=(0, 0)),
 ]
 
@@ -289,8 +290,8 @@ BUGS = [
     Bug(
         "no barrier before the sums are read",
         "conv_finish.cuh",
-        "  __syncthreads();\n\n  const int lane",
-        "  const int lane",
+        "  __syncthreads();\n\n  const int lane = threadIdx.x % kLanes, first_row",
+        "  const int lane = threadIdx.x % kLanes, first_row",
         "tsan",
     ),
     Bug(
@@ -305,6 +306,41 @@ BUGS = [
         "conv_finish.cuh",
         "  if (threadIdx.x == 0 && first_column == 0) to.counts[at] = all.n;",
         "  if (threadIdx.x == 0 && first_column == 0) to.counts[at] = Shape::kRows;",
+        "values",
+    ),
+    Bug(
+        "no barrier before a batch norm's numbers are read",
+        "conv_finish.cuh",
+        "  __syncthreads();\n\n  const int lane = threadIdx.x % kLanes, column = lane * kChunk;",
+        "  const int lane = threadIdx.x % kLanes, column = lane * kChunk;",
+        "tsan",
+    ),
+    Bug(
+        "scratch takes the place of a gradient in use",
+        "conv_finish.cuh",
+        "  __syncthreads();  // the scratch lies where the gradient is\n",
+        "",
+        "tsan",
+    ),
+    Bug(
+        "sums of a gradient before it was rounded",
+        "conv_finish.cuh",
+        "to_float(from_float<T>(grads.at[i])));",
+        "grads.at[i]);",
+        "values",
+    ),
+    Bug(
+        "channels of a batch norm that do not exist",
+        "conv_finish.cuh",
+        "if (channels > 0) inputs = load",
+        "inputs = load",
+        "asan",
+    ),
+    Bug(
+        "no sums of a tile without rows",
+        "conv_finish.cuh",
+        "  if (!pairs) return;",
+        "  if (!to.moments) return;",
         "values",
     ),
     Bug(
