@@ -165,6 +165,72 @@ WeightGradPlan plan_weight_grad(const ConvShape& s) {
   return plan;
 }
 
+// How the kernels that read maps of a few channels take them (image_patch.cuh): in runs of so many coarse pixels.
+constexpr int kMostImageChannels = 8;
+constexpr size_t kMostSharedBytes = 99 << 10;  // of a block, on every device from sm_80 on
+constexpr int64_t kImageBlocks = 396;          // three of 4 warps on each of 132 SMs, which share the runs evenly
+
+ImagePatch plan_patch(const ConvShape& s, int run) {
+  const auto to_chunk = [](int64_t bytes) { return ceil_div(bytes, kAccessBytes) * kAccessBytes; };
+  ImagePatch patch = {};
+  patch.y = axis_of(s, true, false);
+  patch.x = axis_of(s, false, false);
+  patch.channels = static_cast<int>(s.fine.channels);
+  patch.run = run;
+  patch.runs = static_cast<int>(ceil_div(pixels(s.coarse), run));
+  patch.by_runs = Divisor::of(patch.runs);
+  patch.by_width = Divisor::of(s.coarse.width);
+  const int64_t width = s.coarse.width, pixel_bytes = s.fine.channels * element_bytes(s.dtype);
+  const int64_t aligned_lines = run % width == 0 ? run / width : width % run == 0 ? 1 : (run + width - 2) / width + 1;
+  const int64_t rows = (std::min(aligned_lines, s.coarse.height) - 1) * s.stride[0] + s.kernel[0];
+  const int64_t left = to_chunk(s.padding[1] * pixel_bytes);
+  const int64_t reach = (width - 1) * s.stride[1] - s.padding[1] + s.kernel[1];
+  // A word of two elements may begin at the last that is met.
+  const int64_t pitch = to_chunk(left + std::max(s.fine.width, reach) * pixel_bytes + element_bytes(s.dtype));
+  if (s.fine.channels > kMostImageChannels || rows * pitch > static_cast<int64_t>(kMostSharedBytes)) return {};
+  patch.rows = static_cast<int>(rows);
+  patch.left = static_cast<int>(left);
+  patch.pitch = static_cast<int>(pitch);
+  patch.by_chunks = s.fine.width * s.fine.channels % chunk(s.dtype) == 0;
+  return patch;
+}
+
+// Going down; no column tiles where the shape is not for that. `direct` as ConvImageLaunch has it.
+ConvImageLaunch plan_image(const ConvShape& s, int64_t groups, bool direct) {
+  ConvImageLaunch call = {};
+  call.patch = plan_patch(s, ImageBlock::kRows);
+  if (!call.patch.rows) return call;
+  if (s.kernel[0] * s.kernel[1] * s.fine.channels * element_bytes(s.dtype) > static_cast<int64_t>(kMostSharedBytes))
+    return call;
+  if (ConvImageMemory(call, element_bytes(s.dtype)).bytes > static_cast<int>(kMostSharedBytes)) return call;
+  call.direct = direct;
+  call.out_channels = static_cast<int>(s.coarse.channels);
+  call.group_images = static_cast<int>(s.batch / groups);
+  call.column_tiles = static_cast<int>(ceil_div(s.coarse.channels, ImageBlock::kColumns));
+  call.runs = static_cast<int>(s.batch * call.patch.runs);
+  const int64_t blocks = is_strict(s) ? kTargetBlocks : kImageBlocks;  // as many as an SM's registers have room for
+  call.parts = static_cast<int>(std::min<int64_t>(call.runs, std::max<int64_t>(1, blocks / call.column_tiles)));
+  return call;
+}
+
+// No tiles where the shape is not for that.
+ImageGradLaunch plan_image_weight_grad(const ConvShape& s) {
+  ImageGradLaunch call = {};
+  call.patch = plan_patch(s, kImageGradWarps * stage_depth(s.dtype));
+  if (!call.patch.rows || s.coarse.channels % chunk(s.dtype)) return call;
+  if (ImageGradMemory(call).bytes > static_cast<int>(kMostSharedBytes)) return call;
+  call.coarse_channels = static_cast<int>(s.coarse.channels);
+  call.row_tiles = static_cast<int>(ceil_div(s.coarse.channels, ImageGradTile::kRows));
+  call.column_tiles = static_cast<int>(ceil_div(taps(s) * s.fine.channels, ImageGradTile::kColumns));
+  call.runs = static_cast<int>(s.batch * call.patch.runs);
+  call.parts = static_cast<int>(std::min<int64_t>(call.runs, std::max<int64_t>(1, kTargetBlocks / call.tiles())));
+  return call;
+}
+
+size_t partial_bytes(const ImageGradLaunch& call) {
+  return sizeof(float) * call.tiles() * call.parts * ImageGradTile::kRows * ImageGradTile::kColumns;
+}
+
 // Calls run(step), of the type that multiplies such a shape.
 template <typename Run>
 const char* with_step(const ConvShape& shape, const Run& run) {
@@ -243,12 +309,18 @@ size_t conv_workspace_bytes(const ConvShape& shape, Direction direction, int64_t
 
 size_t conv_weight_grad_workspace_bytes(const ConvShape& shape) {
   if (check_shape(shape)) return kAccessBytes;
+  if (const ImageGradLaunch image = plan_image_weight_grad(canonical(shape)); image.tiles())
+    return std::max<size_t>(kAccessBytes, partial_bytes(image));
   return std::max<size_t>(kAccessBytes, plan_weight_grad(canonical(shape)).bytes);
 }
 
 int64_t conv_tiles(const ConvShape& shape, Direction direction, int64_t stat_groups) {
   if (check_shape(shape) || stat_groups < 1) return 0;
   if (direction == Direction::kUp && is_dense(shape) && pixels(shape.fine) > 1) return 0;  // a channel is many columns
+  if (direction == Direction::kDown) {
+    if (const ConvImageLaunch image = plan_image(canonical(shape), stat_groups, false); image.column_tiles)
+      return static_cast<int64_t>(image.group_images) * image.patch.runs;
+  }
   const ForwardPlan plan = plan_forward(canonical(shape), direction, stat_groups);
   return plan.call.tiles * plan.call.phases();
 }
@@ -291,6 +363,16 @@ const char* launch_conv(const ConvForward& args, CUstream_st* stream) {
       });
     }
   }
+  if (args.direction == Direction::kDown) {
+    const bool direct = finish.by_chunks && !finish.moments && !is_smooth(finish.activation);
+    if (ConvImageLaunch image = plan_image(shape, args.stat_groups, direct); image.column_tiles) {
+      image.input = args.input;
+      image.weight = args.weight;
+      image.finish = finish;
+      image.finish.tiles = static_cast<int64_t>(image.group_images) * image.patch.runs;
+      return with_step(shape, [&](auto step) { return ConvKernels<decltype(step)>::image(image, stream); });
+    }
+  }
   return with_step(shape, [&](auto step) {
     return ConvKernels<decltype(step)>::forward(call, args.direction, plan.wide, plan.blocks, stream);
   });
@@ -300,6 +382,15 @@ const char* launch_conv_weight_grad(const ConvWeightGrad& args, CUstream_st* str
   if (const char* error = check_shape(args.shape)) return error;
   const ConvShape shape = canonical(args.shape);
   if (!args.grad || (shape.batch && !(args.fine && args.coarse))) return "a map or the gradient is null";
+  if (ImageGradLaunch image = plan_image_weight_grad(shape); image.tiles()) {
+    if (!args.workspace) return "'workspace' is null";
+    if (!aligned(args.fine) || !aligned(args.coarse) || !aligned(args.grad)) return kMisaligned;
+    image.fine = args.fine;
+    image.coarse = args.coarse;
+    image.grad = args.grad;
+    image.partials = static_cast<float*>(args.workspace);
+    return with_step(shape, [&](auto step) { return ConvKernels<decltype(step)>::image_weight_grad(image, stream); });
+  }
   WeightGradPlan plan = plan_weight_grad(shape);
   WeightGradLaunch& call = plan.call;
   if (plan.bytes && !args.workspace) return "'workspace' is null";

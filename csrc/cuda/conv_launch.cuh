@@ -2,6 +2,8 @@
 // its own, conv_<step>.cu, which instantiates ConvKernels.
 #pragma once
 
+#include "conv_image.cuh"
+#include "conv_image_weight_grad.cuh"
 #include "conv_thin.cuh"
 #include "conv_weight_grad.cuh"
 #include "launch.cuh"
@@ -27,7 +29,9 @@ struct ConvKernels {
   static const char* forward(const ConvLaunch& call, Direction direction, bool wide, int64_t blocks,
                              CUstream_st* stream);
   static const char* thin(const ThinLaunch& call, int64_t blocks, CUstream_st* stream);
+  static const char* image(const ConvImageLaunch& call, CUstream_st* stream);
   static const char* weight_grad(const WeightGradLaunch& call, bool wide, CUstream_st* stream);
+  static const char* image_weight_grad(const ImageGradLaunch& call, CUstream_st* stream);
 };
 
 template <class Step, class Shape, bool kUp, Access kAccess = Access::kChunks>
@@ -63,6 +67,26 @@ template <class Step>
 const char* ConvKernels<Step>::thin(const ThinLaunch& call, int64_t blocks, CUstream_st* stream) {
   using Narrow = typename Blocks<Step>::Narrow;
   return launch(conv_thin<Narrow, Step>, blocks, Narrow::kThreads, kSharedBytes<Narrow>, stream, call);
+}
+
+template <class Step>
+const char* ConvKernels<Step>::image(const ConvImageLaunch& call, CUstream_st* stream) {
+  const int64_t blocks = static_cast<int64_t>(call.parts) * call.column_tiles;
+  return launch(call.direct ? conv_image<Step, true> : conv_image<Step, false>, blocks, ImageBlock::kThreads,
+                ConvImageMemory(call, sizeof(typename Step::T)).bytes, stream, call);
+}
+
+template <class Step>
+const char* ConvKernels<Step>::image_weight_grad(const ImageGradLaunch& call, CUstream_st* stream) {
+  constexpr int kFragments = ImageGradTile::kFragmentsDown * ImageGradTile::kFragmentsAcross;
+  constexpr int kSumThreads = kImageSumWarps * kWarpSize;
+  if (call.parts) {
+    const char* error = launch(conv_image_weight_grad<Step>, static_cast<int64_t>(call.tiles()) * call.parts,
+                               kImageGradWarps * kWarpSize, ImageGradMemory(call).bytes, stream, call);
+    if (error) return error;
+  }
+  return launch(conv_image_weight_grad_sum<typename Step::T>, static_cast<int64_t>(call.tiles()) * kFragments,
+                kSumThreads, kSumThreads * kAccessBytes, stream, call);
 }
 
 template <class Step, class Shape, bool kCoarseByChunks = true, bool kFineByChunks = true>

@@ -76,6 +76,14 @@ __device__ inline void cp_async_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
 }
 
+// 16 bytes to global memory, if `valid`, as one access: nvcc takes a struct apart where it can use its parts.
+__device__ inline void store_16(void* to, const uint32_t (&words)[4], bool valid) {
+  asm volatile("{ .reg .pred p; setp.ne.b32 p, %5, 0; @p st.global.v4.b32 [%0], {%1,%2,%3,%4}; }" ::"l"(
+                   __cvta_generic_to_global(to)),
+               "r"(words[0]), "r"(words[1]), "r"(words[2]), "r"(words[3]), "r"(static_cast<int>(valid))
+               : "memory");
+}
+
 // A load from shared memory in an inner loop. The emulator counts its bank conflicts; all lanes take part.
 template <typename T>
 __device__ inline T load_shared(const void* from) {
@@ -119,6 +127,10 @@ inline void cp_async_commit() { emulator::close_copies(); }
 template <int N>
 inline void cp_async_wait() {
   emulator::finish_copies(N);
+}
+
+inline void store_16(void* to, const uint32_t (&words)[4], bool valid) {
+  if (valid) store(static_cast<uint32_t*>(to), Vec<uint32_t, 4>{{words[0], words[1], words[2], words[3]}});
 }
 
 template <typename T>

@@ -60,6 +60,7 @@ class Kernel:
     registers: int  # of a thread
     stack: int  # bytes of local memory of a thread: spilled registers show here
     instructions: list[str]  # opcodes with their modifiers, such as LDG.E.128
+    back: dict[int, int]  # where loops end, by place: the place that the branch goes back to
 
     def count(self, opcode: str) -> int:
         return self.instructions.count(opcode)
@@ -67,6 +68,13 @@ class Kernel:
     def first(self, opcode: str) -> int:
         """The place of its first occurrence."""
         return self.instructions.index(opcode)
+
+    def loop(self, opcode: str) -> list[str]:
+        """The innermost loop around the first occurrence."""
+        place = self.first(opcode)
+        around = [(begin, end) for end, begin in self.back.items() if begin <= place <= end]
+        begin, end = max(around)
+        return self.instructions[begin : end + 1]
 
     def having(self, pattern: str) -> set[str]:
         """The opcodes that begin as the regular expression says."""
@@ -79,14 +87,20 @@ def compile_kernels(source: Path, architecture: str, cubin: Path) -> dict[str, K
     options = ["-cubin", "-O3", "-std=c++17", "-Xptxas", "--warn-on-spills,--warning-as-error"]
     run("nvcc", *options, f"-gencode={code}", source, "-o", cubin)
     instructions: dict[str, list[str]] = {}
+    back: dict[str, dict[int, int]] = {}
     for line in run("cuobjdump", "-sass", cubin).splitlines():
         if match := re.search(r"Function : (\S+)", line):
-            current = instructions.setdefault(match[1], [])
-        elif match := re.match(r"\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?\w+\s+)?([A-Z][\w.]*)", line):
-            current.append(match[1])
+            current, branches = instructions.setdefault(match[1], []), back.setdefault(match[1], {})
+            places: dict[str, int] = {}
+        elif match := re.match(r"\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?\w+\s+)?([A-Z][\w.]*)(.*)", line):
+            places[match[1].lstrip("0")] = len(current)
+            if target := match[2].startswith("BRA") and re.search(r"0x([0-9a-f]+)", match[3]):
+                if target[1] in places:
+                    branches[len(current)] = places[target[1]]
+            current.append(match[2])
     usage = run("cuobjdump", "--dump-resource-usage", cubin)
     found = re.findall(r"Function (\S+):\s+REG:(\d+) STACK:(\d+)", usage)
     return {
-        name: Kernel(name, int(registers), int(stack), instructions[name])
+        name: Kernel(name, int(registers), int(stack), instructions[name], back[name])
         for name, registers, stack in found
     }

@@ -42,6 +42,7 @@ COMPILED = [
 NAME = re.compile(
     r"\d+(?P<kernel>conv(?:_thin|_weight_grad|_finish)?(?:_splits)?)I.*?BlockShapeILi128ELi(?P<columns>\d+)E"
 )
+IMAGE_NAME = re.compile(r"\d+(?P<kernel>conv_image(?:_weight_grad(?:_sum)?)?)I")
 
 Kernels = dict[str, Kernel]
 
@@ -61,6 +62,19 @@ class Traits(NamedTuple):
     def by_chunks(self) -> bool:
         """Reads at least one operand by chunks."""
         return "ELb1E" in self.flags if "grad" in self.kernel else "AccessE2" not in self.flags
+
+
+def image_kernels(kernels: Kernels) -> dict[str, Kernel]:
+    """The kernels of maps of a few channels, by name; conv_image twice, "direct" where sums leave from registers."""
+    found = {}
+    for kernel in kernels.values():
+        if match := IMAGE_NAME.search(kernel.name):
+            found[match["kernel"] + (" direct" if "ELb1EE" in kernel.name else "")] = kernel
+    return found
+
+
+def general_kernels(kernels: Kernels) -> list[Kernel]:
+    return [kernel for kernel in kernels.values() if not IMAGE_NAME.search(kernel.name)]
 
 
 def traits_of(kernel: Kernel) -> Traits:
@@ -90,7 +104,7 @@ each = pytest.mark.parametrize(("step", "architecture"), COMPILED)
 def test_every_kernel_is_there(
     compiled: dict[tuple[str, str], Kernels], step: str, architecture: str
 ) -> None:
-    found = [traits_of(kernel) for kernel in compiled[step, architecture].values()]
+    found = [traits_of(kernel) for kernel in general_kernels(compiled[step, architecture])]
     blocks = 1 if step in STRICT else 2
     # Both directions by chunks, all by elements, and going up the weight alone; adding parts in either direction.
     # The weight gradient by chunks, with the fine map by elements, and with both.
@@ -98,12 +112,16 @@ def test_every_kernel_is_there(
     counts |= {"conv_finish_splits": 2 * blocks, "conv_weight_grad_splits": blocks}
     assert {name: sum(t.kernel == name for t in found) for name in counts} == counts
     assert len(found) == sum(counts.values())
+    names = ["conv_image", "conv_image direct", "conv_image_weight_grad"]
+    images = image_kernels(compiled[step, architecture])
+    assert sorted(images) == [*names, "conv_image_weight_grad_sum"]
+    assert len(found) + len(images) == len(compiled[step, architecture])
 
 
 @each
 def test_resources(compiled: dict[tuple[str, str], Kernels], step: str, architecture: str) -> None:
     """No local memory; blocks on an SM: two wide ones (one where shared memory is small), three narrow."""
-    for kernel in compiled[step, architecture].values():
+    for kernel in general_kernels(compiled[step, architecture]):
         assert kernel.stack == 0 and not kernel.having(r"LDL|STL"), kernel.name
         columns = traits_of(kernel).columns
         if not traits_of(kernel).multiplies:
@@ -123,7 +141,7 @@ def test_instructions(
     compiled: dict[tuple[str, str], Kernels], step: str, architecture: str
 ) -> None:
     """Products of the right kind, unrolled as meant; fragments by LDSM; copies in the background."""
-    for kernel in compiled[step, architecture].values():
+    for kernel in general_kernels(compiled[step, architecture]):
         traits = traits_of(kernel)
         assert not kernel.having(r"ATOM|RED\b|DFMA|DADD|DMUL"), kernel.name
         if not traits.multiplies:
@@ -141,3 +159,53 @@ def test_instructions(
         copies = kernel.having(r"LDGSTS")
         assert bool(copies) == traits.by_chunks, (kernel.name, copies)
         assert all("128" in copy for copy in copies), copies
+
+
+@each
+def test_resources_of_images(
+    compiled: dict[tuple[str, str], Kernels], step: str, architecture: str
+) -> None:
+    """No local memory; blocks of 4 warps on an SM: three, of the strict steps and the gradient two."""
+    for name, kernel in image_kernels(compiled[step, architecture]).items():
+        assert kernel.stack == 0 and not kernel.having(r"LDL|STL"), kernel.name
+        threads = 512 if name.endswith("sum") else 128
+        blocks = REGISTERS_OF_AN_SM // (-(-kernel.registers // 8) * 8 * threads)
+        assert blocks >= (2 if step in STRICT or "grad" in name else 3), (name, kernel.registers)
+
+
+# Of the loop that multiplies: products of one step of the depth, and all instructions at most, as the kernels' headers
+# count them and a few more: of bfloat16, 16 loads for 8 words of A; the gradient's are of 16 pixels.
+IMAGE_LOOPS = {
+    "conv_image direct": (
+        {"bf16": 16, "fp16": 16, "tf32": 16, "tf32x3": 48},
+        {"bf16": 85, "tf32": 120},
+    ),
+    "conv_image_weight_grad": (
+        {"bf16": 24, "fp16": 24, "tf32": 24, "tf32x3": 72},
+        {"bf16": 150, "tf32": 240},
+    ),
+}
+
+
+@each
+def test_instructions_of_images(
+    compiled: dict[tuple[str, str], Kernels], step: str, architecture: str
+) -> None:
+    """Copies of 16 bytes in the background, products of the right kind, no division in a loop of few instructions."""
+    images = image_kernels(compiled[step, architecture])
+    for name, kernel in images.items():
+        assert not kernel.having(r"ATOM|RED\b|DFMA|DADD|DMUL"), name
+        if name.endswith("sum"):
+            assert kernel.count("LDG.E.128") >= 8, "parts that are on their way at once"
+            continue
+        assert kernel.having("LDGSTS.*128") == kernel.having("LDGSTS"), name
+        products, most = IMAGE_LOOPS.get(name, IMAGE_LOOPS["conv_image direct"])
+        if step == "fma":
+            assert not kernel.having("HMMA"), name
+            continue
+        assert kernel.count(PRODUCT[step]) == products[step], name
+        if name in IMAGE_LOOPS and step in most:
+            loop = kernel.loop(PRODUCT[step])
+            assert len(loop) <= most[step], (name, len(loop))
+            assert not any(re.match("MUFU|IMAD.HI|BAR|LDG|STS", opcode) for opcode in loop), loop
+    assert images["conv_image direct"].having("STG") == {"STG.E.128"}

@@ -400,15 +400,16 @@ bool Block::starts_at_once(const Copy& copy, Site site) {
   return false;
 }
 
-// A warp's load is served in passes: of 4 bytes a lane all lanes at once, of 16 bytes eight at a time, unless two
+// A warp's load is served in passes: of up to 4 bytes a lane all lanes at once, of 16 bytes eight at a time, unless two
 // different words lie in one of the 32 banks.
 void count_conflicts(const uintptr_t (&addresses)[kLanes], size_t bytes) {
-  const int at_once = std::min<int>(kLanes, 128 / bytes);
+  const size_t words_of_lane = std::max<size_t>(1, bytes / 4);
+  const int at_once = static_cast<int>(kLanes / words_of_lane);
   counters().shared_loads++;
   for (int first = 0; first < kLanes; first += at_once) {
     std::vector<uintptr_t> words;
     for (int l = first; l < first + at_once; l++) {
-      for (size_t i = 0; i < bytes / 4; i++) words.push_back(addresses[l] / 4 + i);
+      for (size_t i = 0; i < words_of_lane; i++) words.push_back(addresses[l] / 4 + i);
     }
     std::sort(words.begin(), words.end());
     words.erase(std::unique(words.begin(), words.end()), words.end());

@@ -29,7 +29,15 @@ CASES = [
     ConvCase(2, (32, 8, 8), 48),  # tiles with rows to spare
     ConvCase(4, (64, 16, 16), 136, stat_groups=2),  # more than one tile each way
     ConvCase(3, (3, 14, 10), 64),  # a discriminator begins
+    ConvCase(2, (3, 32, 32), 64),  # by chunks, and several runs of pixels an image
     ConvCase(2, (1, 12, 12), 24, kernel=(5, 5), padding=(2, 2)),
+    ConvCase(2, (2, 11, 13), 72, kernel=(3, 3), stride=(1, 1)),
+    ConvCase(4, (4, 9, 24), 64, kernel=(5, 5), padding=(2, 2), stat_groups=2),
+    ConvCase(2, (8, 10, 9), 17, kernel=(3, 3), stride=(3, 3), padding=(0, 1)),
+    ConvCase(1, (5, 14, 40), 24, kernel=(5, 5), padding=(2, 2)),  # the gradient's columns: tiles
+    ConvCase(2, (1, 3, 300), 8, kernel=(2, 3), stride=(1, 1), padding=(0, 1)),  # runs within a row
+    ConvCase(800, (1, 4, 3), 8, kernel=(3, 3)),  # several runs a block
+    ConvCase(2, (9, 7, 9), 24),  # elements one by one
     ConvCase(8, (64, 4, 4), 100, stride=(1, 1), padding=(0, 0)),  # a generator begins
     ConvCase(8, (128, 4, 4), 1, stride=(1, 1), padding=(0, 0)),  # a discriminator ends
     ConvCase(2, (3, 34, 22), 40),  # going up, its output is several patches

@@ -69,6 +69,16 @@ inline float __uint_as_float(unsigned bits) {
   return value;
 }
 
+// Byte i of the result is that of (high, low) which the selector's hexadecimal digit i names, 0 to 7.
+inline unsigned __byte_perm(unsigned low, unsigned high, unsigned selector) {
+  const uint64_t both = static_cast<uint64_t>(high) << 32 | low;
+  unsigned result = 0;
+  for (int i = 0; i < 4; i++) {
+    result |= static_cast<unsigned>(both >> (selector >> 4 * i & 7) * 8 & 0xff) << 8 * i;
+  }
+  return result;
+}
+
 inline void __syncthreads(emulator::Site site = emulator::Site::caller()) { emulator::barrier(site); }
 
 inline void __syncwarp(unsigned mask = ~0u, emulator::Site site = emulator::Site::caller()) {
