@@ -364,7 +364,7 @@ const char* launch_conv(const ConvForward& args, CUstream_st* stream) {
     }
   }
   if (args.direction == Direction::kDown) {
-    const bool direct = finish.by_chunks && !finish.moments && !is_smooth(finish.activation);
+    const bool direct = finish.by_chunks && !finish.moments && !finish.sums.x && !is_smooth(finish.activation);
     if (ConvImageLaunch image = plan_image(shape, args.stat_groups, direct); image.column_tiles) {
       image.input = args.input;
       image.weight = args.weight;

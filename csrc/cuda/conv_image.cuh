@@ -105,7 +105,7 @@ __device__ int direct_channel(int n) {
 }
 
 // What finish() does, for the few things that first layers ask for: 16 bytes at a time, no smooth activation, no
-// statistics. Shared memory is spared 16 bytes an element, and two barriers a run. Stores a warp's sums at `output`,
+// statistics and no sums. Shared memory is spared 16 bytes an element, and two barriers a run. Stores a warp's sums at `output`,
 // whose lines are pixels; `rows` of the block's exist.
 template <typename T>
 __device__ void store_directly(Accumulators<ImageBlock>& sums, const Finish& to, const float* table, T* output,
@@ -252,9 +252,12 @@ __global__ void __launch_bounds__(ImageBlock::kThreads, kConvBlocks<ImageBlock, 
                         static_cast<T*>(launch.finish.output) + first_pixel * launch.out_channels, first_column,
                         run.pixels);
     } else {
-      const int group = run.image / launch.group_images;
-      finish<T>(sums, launch.finish, group, number - group * launch.group_images * patch.runs, first_column, run.pixels,
-                [&](int row) { return (first_pixel + row) * launch.out_channels; });
+      const int group = run.image / launch.group_images, tile = number - group * launch.group_images * patch.runs;
+      const auto line_of = [&](int row) { return (first_pixel + row) * launch.out_channels; };
+      finish<T>(sums, launch.finish, group, tile, first_column, run.pixels, line_of);
+      if (launch.finish.sums.x) {
+        finish_gradient_sums<T, Shape>(launch.finish, group, tile, first_column, run.pixels, line_of);
+      }
     }
   }
 }

@@ -244,7 +244,8 @@ class EmulatedConv(Emulated):
             if statistics:
                 gradient, sums = self.gradient_sums(case, direction, given, schedule, seed)
                 result |= {f"{direction} gradient": gradient, f"{direction} sums": sums}
-        result["up alone"], _ = self.forward(case, "up", given, schedule, seed)
+            alone, _ = self.forward(case, direction, given, schedule, seed)
+            result[f"{direction} alone"] = alone
         return result
 
     def counters(self) -> dict[str, int]:

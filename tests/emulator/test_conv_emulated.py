@@ -77,7 +77,10 @@ def assert_right(case: ConvCase, inputs: Tensors, results: Tensors, floor: float
         assert_as_accurate([results[name]], [theirs], [exact], floor=floor)
 
     check("weight_grad", case.weight_grad, inputs["fine"], inputs["coarse"])
-    for name, maps in (("down", "fine"), ("up", "coarse"), ("up alone", "coarse")):
+    for name in ("down", "down alone", "up", "up alone"):
+        if name not in results:
+            continue
+        maps = "fine" if name.startswith("down") else "coarse"
         direction = name.partition(" ")[0]
         check(
             name,
@@ -172,6 +175,8 @@ def test_affine_and_activation(
     for case in (
         ConvCase(2, (40, 6, 6), 24, activation=activation, parameters=parameters),
         ConvCase(3, (24, 4, 4), 20, stride=(1, 1), padding=(0, 0), parameters=parameters),
+        ConvCase(2, (3, 16, 18), 72, precision="fma", activation=activation, parameters=parameters),
+        ConvCase(2, (3, 8, 8), 27, precision="fma", activation=activation, parameters=parameters),
     ):
         case = dataclasses.replace(
             case, param_dtype=param_dtype, dtype=bf16 if param_dtype == bf16 else f32
@@ -255,11 +260,35 @@ def test_what_is_not_finite_stays_in_its_image(emulated: EmulatedConv) -> None:
         assert torch.equal(output[2], whole[2])
 
 
+@pytest.mark.parametrize(("dtype", "precision"), KINDS)
+def test_what_is_not_finite_stays_where_images_are_met(
+    emulated: EmulatedConv, dtype: torch.dtype, precision: str
+) -> None:
+    """Taps and pixels that fill up a fragment have zeros on both sides: times infinity they would be NaNs."""
+    for case in (
+        ConvCase(2, (3, 14, 10), 24),
+        ConvCase(2, (3, 13, 16), 8, kernel=(5, 5), padding=(2, 2)),
+        ConvCase(2, (1, 9, 7), 8, kernel=(3, 3), stride=(1, 1), padding=(0, 0)),
+    ):
+        case = dataclasses.replace(case, dtype=dtype, precision=precision)
+        inputs = case.inputs()
+        for y, x in ((0, 0), (4, 5), (8, 6)):
+            fine = inputs["fine"].clone()
+            fine[0, 0, y, x] = float("inf")
+            given = inputs | {"fine": fine}
+            output = emulated.forward(case, "down", given)[0]
+            exact = case.convolve("down", fine.double(), inputs["weight"].double())
+            assert torch.equal(output.isfinite(), exact.isfinite())
+            grad = emulated.weight_grad(case, given)
+            exact = case.weight_grad(fine.double(), inputs["coarse"].double())
+            assert torch.equal(grad.isfinite(), exact.isfinite())
+
+
 def test_an_empty_batch(emulated: EmulatedConv) -> None:
-    case = ConvCase(0, (16, 6, 6), 24)
-    results = emulated.all(case, case.inputs())
-    assert results["down"].shape == (0, 24, 3, 3)
-    assert not results["weight_grad"].any()
+    for case in (ConvCase(0, (16, 6, 6), 24), ConvCase(0, (3, 6, 6), 24)):
+        results = emulated.all(case, case.inputs())
+        assert results["down"].shape == (0, 24, 3, 3)
+        assert not results["weight_grad"].any()
 
 
 def test_rules(emulated: EmulatedConv) -> None:
@@ -318,3 +347,24 @@ def test_inner_loops_waste_no_pass_and_no_sector(
         assert counted["shared_loads"] > 0 and counted["bank_conflicts"] == 0, counted
         assert counted["copied_bytes"] == 32 * counted["copied_sectors"] > 0, counted
         assert (counted["products"] > 0) == (precision != "fma" or dtype != f32), counted
+
+
+@pytest.mark.parametrize(("dtype", "precision"), KINDS)
+def test_images_are_read_about_once(
+    emulated: EmulatedConv, dtype: torch.dtype, precision: str
+) -> None:
+    """In whole sectors, rows that two runs of pixels meet twice; words of a fragment that lie in two kernel rows, or
+    pixels of 32-bit elements, take a pass more, but every other time at most."""
+    case = ConvCase(1, (3, 64, 64), 64, dtype=dtype, precision=precision)
+    inputs = case.inputs()
+    image, coarse = (inputs[name].numel() * dtype.itemsize for name in ("fine", "coarse"))
+    emulated.counters()
+    for run, bytes_read in (
+        (lambda: emulated.forward(case, "down", inputs), 1.25 * image),
+        (lambda: emulated.weight_grad(case, inputs), 1.5 * image + coarse),
+    ):
+        run()
+        counted = emulated.counters()
+        assert counted["copied_bytes"] == 32 * counted["copied_sectors"] <= bytes_read, counted
+        assert counted["shared_loads"] > 0, counted
+        assert 2 * counted["bank_conflicts"] <= counted["shared_loads"], counted

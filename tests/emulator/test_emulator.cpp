@@ -141,6 +141,11 @@ __global__ void product_kernel(const uint16_t* in, float* out, int skew, bool wa
   for (int i = 0; i < 4; i++) out[(lane / 4 + i / 2 * 8) * 8 + lane % 4 * 2 + i % 2] = d[i];
 }
 
+// A 16-bit load of each lane, so many bytes from its neighbour's.
+__global__ void halves_kernel(int apart) {
+  emulator::count_shared_load(emulator::dynamic_shared_memory() + threadIdx.x * apart, 2, emulator::Site::caller());
+}
+
 __global__ void lone_product_kernel() {
   float d[4];
   const uint32_t a[4] = {}, b[2] = {};
@@ -181,6 +186,12 @@ void test_tensor_cores() {
   emulator::counters() = {};
   run(1, 32, 2048, product_kernel, in.data(), out.data(), 8, true);
   expect(out == exact && emulator::counters().bank_conflicts > 4, "and depend on the places of rows");
+  emulator::counters() = {};
+  run(1, 32, 64, halves_kernel, 2);
+  expect(emulator::counters().shared_loads == 1 && emulator::counters().bank_conflicts == 0,
+         "16-bit loads of one word do not conflict");
+  run(1, 32, 256 * 32, halves_kernel, 256);
+  expect(emulator::counters().bank_conflicts == 31, "16-bit loads of one bank do");
   run(1, 32, 1024, product_kernel, in.data(), out.data(), 0, false);
   expect(std::isnan(out[0]), "what is copied and not waited for are NaNs");
   expect(contains(fault([] { run(1, 32, 0, lone_product_kernel); }), "mma at test_emul"),
@@ -287,6 +298,8 @@ void test_types() {
     same &= std::isnan(b) ? __float2bfloat16(b).bits == 0x7fff : __float2bfloat16(b).bits == bits;
   }
   expect(same, "16-bit floats convert there and back");
+  expect(__byte_perm(0x33221100, 0x77665544, 0x5410) == 0x55441100 && __byte_perm(0x1234, 0x5678, 0x3232) == 0,
+         "bytes are taken from two registers");
 }
 
 // For test_emulator.py: float32 values on standard input, as float16 and bfloat16 bits on output.

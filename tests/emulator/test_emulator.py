@@ -21,7 +21,7 @@ def run(program: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_kernels_run_and_faults_are_named(programs: dict[str, Path]) -> None:
     result = run(programs["plain"])
-    assert result.returncode == 0 and result.stdout.count("ok: ") >= 26, result.stdout
+    assert result.returncode == 0 and result.stdout.count("ok: ") >= 29, result.stdout
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,17 @@ CONV_CASES = [
     ConvCase(8, (16, 17, 12), 72, kernel=(1, 1), stride=(1, 1), padding=(0, 0)),
 ]
 
+# Of the kernels that read images: several runs of pixels a block and an image, rows of chunks and of elements, padding.
+IMAGE_CASES = [
+    ConvCase(800, (1, 4, 3), 8, kernel=(3, 3)),
+    ConvCase(1, (3, 32, 32), 64),
+    ConvCase(2, (3, 13, 10), 72, kernel=(5, 5), padding=(2, 2)),
+]
+
+
+class EmulatedImageConv(EmulatedConv):
+    """The same launchers, for bugs that those cases show."""
+
 
 def run_all(
     emulated: Emulated, schedule: str = "in_order", seed: int = 1
@@ -45,11 +56,29 @@ def run_all(
             inputs = case.inputs()
             results = emulated.both(case, inputs, schedule, seed)
             yield functools.partial(assert_right, case, inputs, results), results
+    elif isinstance(emulated, EmulatedImageConv):
+        for image in IMAGE_CASES:
+            yield check_images(emulated, image, schedule, seed)
     elif isinstance(emulated, EmulatedConv):
         for conv in CONV_CASES:
             inputs = conv.inputs()
             results = emulated.all(conv, inputs, schedule, seed)
             yield functools.partial(assert_conv_right, conv, inputs, results), results
+
+
+def check_images(
+    emulated: EmulatedConv, case: ConvCase, schedule: str, seed: int
+) -> tuple[Callable[[], None], Tensors]:
+    """Going down by either way out, and the weight gradient."""
+    inputs = case.inputs()
+    results = {"weight_grad": emulated.weight_grad(case, inputs, schedule, seed)}
+    results["down alone"], _ = emulated.forward(case, "down", inputs, schedule, seed)
+    results["down"], moments = emulated.forward(case, "down", inputs, schedule, seed, True)
+    results |= {f"down {name}": value for name, value in moments._asdict().items()}
+    results["down gradient"], results["down sums"] = emulated.gradient_sums(
+        case, "down", inputs, schedule, seed
+    )
+    return functools.partial(assert_conv_right, case, inputs, results), results
 
 
 def check_values(emulated: Emulated) -> None:
@@ -84,9 +113,12 @@ class Bug:
 
     @property
     def kind(self) -> type[Emulated]:
+        if self.file in IMAGE_FILES:
+            return EmulatedImageConv
         return EmulatedBnAct if self.file in BN_ACT_FILES else EmulatedConv
 
 
+IMAGE_FILES = ("image_patch.cuh", "conv_image.cuh", "conv_image_weight_grad.cuh")
 BN_ACT_FILES = ("bn_act.cu", "bn_act.cuh", "reduce.cuh", "activation.cuh")
 
 UNORDERED = """
@@ -371,9 +403,163 @@ BUGS = [
         "launch.y.outputs",
         "asan",
     ),
+    Bug(
+        "the padding of a patch is not cleared",
+        "image_patch.cuh",
+        "at < bytes;",
+        "at < bytes - 4096;",
+        "values",
+    ),
+    Bug(
+        "the image has a row more",
+        "image_patch.cuh",
+        "static_cast<unsigned>(first_row + row) < static_cast<unsigned>(patch.y.input)",
+        "static_cast<unsigned>(first_row + row) <= static_cast<unsigned>(patch.y.input)",
+        "values",
+    ),
+    Bug(
+        "the last row of a patch is left out",
+        "image_patch.cuh",
+        "for (int row = warp; row < rows;",
+        "for (int row = warp; row < rows - 1;",
+        "values",
+    ),
+    Bug(
+        "both elements of a word are kept",
+        "image_patch.cuh",
+        "count == 1 ? 0x3210 : 0x3232",
+        "0x5410",
+        "values",
+    ),
+    Bug(
+        "a run has a pixel more",
+        "image_patch.cuh",
+        "pixels = min(patch.run, patch.y.output * patch.x.output - first);",
+        "pixels = min(patch.run, patch.y.output * patch.x.output - first + 1);",
+        "asan",
+    ),
+    Bug(
+        "no wait for the copies of a patch",
+        "conv_image.cuh",
+        "    ptx::cp_async_wait<0>();\n",
+        "",
+        "values",
+    ),
+    Bug(
+        "no barrier before a patch is multiplied",
+        "conv_image.cuh",
+        "    __syncthreads();  // all have this run",
+        "    // all have this run",
+        "tsan",
+    ),
+    Bug(
+        "no barrier after patches are cleared",
+        "conv_image.cuh",
+        "  __syncthreads();\n  start(first_run);",
+        "  start(first_run);",
+        "tsan",
+    ),
+    Bug(
+        "the next patch takes the place of this one",
+        "conv_image.cuh",
+        "    start(number + 1);",
+        "    start(number + 2);",
+        "values",
+    ),
+    Bug(
+        "halves of a fragment are swapped",
+        "conv_image.cuh",
+        "a[2 * half + i] = load_word",
+        "a[2 * i + half] = load_word",
+        "values",
+    ),
+    Bug(
+        "channels of a lane are another's",
+        "conv_image.cuh",
+        "lane * kChunk + fragment % kFragments * 2",
+        "fragment % kFragments * kChunk + lane * 2",
+        "values",
+    ),
+    Bug(
+        "rows that do not exist are stored",
+        "conv_image.cuh",
+        "row + 8 * r < rows && first_column",
+        "first_column",
+        "asan",
+    ),
+    Bug(
+        "statistics of one run lie in the place of another",
+        "conv_image.cuh",
+        "number - group * launch.group_images * patch.runs",
+        "number / 2 - group * launch.group_images * patch.runs",
+        "values",
+    ),
+    Bug(
+        "no wait for the copies of a run",
+        "conv_image_weight_grad.cuh",
+        "    ptx::cp_async_wait<kImageGradStages - 2>();\n",
+        "",
+        "values",
+    ),
+    Bug(
+        "no barrier before a run is multiplied",
+        "conv_image_weight_grad.cuh",
+        "    __syncthreads();  // all have this run",
+        "    // all have this run",
+        "tsan",
+    ),
+    Bug(
+        "a run takes the place of one in use",
+        "conv_image_weight_grad.cuh",
+        "    start(number + kImageGradStages - 1);",
+        "    start(number + kImageGradStages);",
+        "values",
+    ),
+    Bug(
+        "no barrier between halves of the warps",
+        "conv_image_weight_grad.cuh",
+        "    __syncthreads();\n    if (warp < half)",
+        "    if (warp < half)",
+        "tsan",
+    ),
+    Bug(
+        "sums are put where warps still multiply",
+        "conv_image_weight_grad.cuh",
+        "  __syncthreads();  // shared memory is free\n",
+        "",
+        "tsan",
+    ),
+    Bug(
+        "a part of the gradient is left out",
+        "conv_image_weight_grad.cuh",
+        "const int end = (warp + 1) * launch.parts / kImageSumWarps;",
+        "const int end = ((warp + 1) * launch.parts - 1) / kImageSumWarps;",
+        "values",
+    ),
+    Bug(
+        "pixels of a register are swapped",
+        "conv_image_weight_grad.cuh",
+        "load_word<T>(first + own_left, second + own_left, keep)",
+        "load_word<T>(second + own_left, first + own_left, keep)",
+        "values",
+    ),
+    Bug(
+        "a coarse pixel of the next image",
+        "conv_image_weight_grad.cuh",
+        "+ line < run.pixels && channel",
+        "+ line <= run.pixels && channel",
+        "asan",
+    ),
+    Bug(
+        "columns that do not exist are stored",
+        "conv_image_weight_grad.cuh",
+        "row < launch.coarse_channels && column < launch.columns()",
+        "row < launch.coarse_channels",
+        "asan",
+    ),
 ]
 
-OPS = (EmulatedBnAct, EmulatedConv)
+OPS = (EmulatedBnAct, EmulatedConv, EmulatedImageConv)
 
 CHECKS: dict[str, tuple[str, Callable[[Emulated], None], type[Exception]]] = {
     "values": ("plain", check_values, AssertionError),
@@ -422,11 +608,7 @@ def planted(builder: Builder, tmp_path_factory: pytest.TempPathFactory) -> dict[
     none = Bug("nothing", "bn_act.cuh", "#pragma once\n", "#pragma once\n", "")
     folders = {bug.name: plant(bug, folder) for bug in [*BUGS, none]}
     wanted = {(bug.kind.OP, CHECKS[bug.caught_by][0], folders[bug.name]) for bug in BUGS}
-    wanted |= {
-        (op, build, folders["nothing"])
-        for build, _, _ in CHECKS.values()
-        for op in ("bn_act", "conv")
-    }
+    wanted |= {(op.OP, build, folders["nothing"]) for build, _, _ in CHECKS.values() for op in OPS}
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(lambda arguments: builder.driver(*arguments), wanted))
     return folders
