@@ -29,7 +29,7 @@ CPU_KERNELS = {
     **dict.fromkeys(
         (
             CSRC / "cpu" / f"{name}.cpp"
-            for name in ("bn_act", "gemm", "winograd_kernels", "winograd_weight_grad")
+            for name in ("bn_act", "first_occurrence", "gemm", "pack_codes", "winograd_kernels", "winograd_weight_grad")
         ),
         ["DEFAULT", "AVX2", "AVX512"],
     ),

@@ -57,6 +57,10 @@ TORCH_LIBRARY(dcgan_fast, m) {
   m.def("conv_transpose_act(Tensor input, Tensor weight, Tensor? bias, " CONV_TRANSPOSE ACT ") -> Tensor");
   m.def("conv_act_forward(Tensor input, Tensor weight, Tensor? bias, " CONV_EITHER ACT ") -> Tensor");
 
+  m.def("pack_codes(Tensor activations, float threshold=0.0) -> Tensor");
+  m.def("first_occurrence(Tensor codes) -> (Tensor keep, Tensor group, Tensor counts)");
+  m.def("first_of_each(Tensor codes) -> Tensor");
+
   m.def("_convolution_engines(Tensor input, Tensor weight, " CONV_TRANSPOSE "bool transposed) -> str[]",
         dcgan_fast::convolution_engines);
 }
