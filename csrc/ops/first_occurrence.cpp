@@ -1,17 +1,18 @@
 // first_occurrence and first_of_each: which rows of codes are the first of their kind. Validate, allocate, launch.
+#include "first_occurrence.h"
+
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
-
-#include <tuple>
 
 #include "../cpu/first_occurrence.h"
 #include "../cpu/workspace.h"
 #include "codes.h"
 
 namespace dcgan_fast {
-namespace {
 
 using at::Tensor;
+
+namespace {
 
 void run(const cpu::FirstOccurrence& args) {
   const cpu::WorkspaceScope scope;
@@ -20,6 +21,8 @@ void run(const cpu::FirstOccurrence& args) {
   const Tensor scratch = empty_result({bytes}, at::kByte);
   kernels.run(args, scratch.mutable_data_ptr());
 }
+
+}  // namespace
 
 std::tuple<Tensor, Tensor, Tensor> first_occurrence(const Tensor& codes) {
   constexpr const char* kName = "first_occurrence";
@@ -47,8 +50,6 @@ Tensor first_of_each(const Tensor& codes) {
   if (dense.size(0) > 0) run({cpu_codes(dense), keep.mutable_data_ptr<bool>(), nullptr, nullptr});
   return keep;
 }
-
-}  // namespace
 
 TORCH_LIBRARY_IMPL(dcgan_fast, CPU, m) {
   m.impl("first_occurrence", first_occurrence);
