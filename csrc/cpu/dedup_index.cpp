@@ -6,14 +6,13 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cstring>
 #include <vector>
 
 namespace dcgan_fast::cpu {
 namespace {
 
-constexpr int64_t kTogether = 32;      // rows whose cache misses overlap
-constexpr int64_t kChunk = 1 << 14;    // rows of a task
+constexpr int64_t kTogether = 32;    // rows whose cache misses overlap
+constexpr int64_t kChunk = 1 << 14;  // rows of a task
 
 uint32_t mask_of(const DedupIndex& index) { return static_cast<uint32_t>(index.slots - 1); }
 uint32_t tag_of(uint64_t hash, uint32_t mask) { return static_cast<uint32_t>(hash >> 16) & ~mask; }
@@ -59,7 +58,7 @@ bool is_seen(const DedupIndex& index, const uint64_t* code, uint64_t hash) {
     if (slot == 0) return false;
     if ((slot & ~mask) != wanted) continue;
     const uint64_t* const other = index.codes + ((slot & mask) - 1) * index.words;
-    if (std::memcmp(code, other, 8 * index.words) == 0) return true;
+    if (std::equal(code, code + index.words, other)) return true;
   }
 }
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from . import reference
+from .distributed import joined_first_occurrence
 
 __all__ = ["first_occurrence", "first_of_each", "pack_codes"]
 
@@ -46,7 +48,9 @@ def pack_codes(activations: Tensor, threshold: float = 0.0) -> Tensor:
     return _ops.pack_codes(activations, threshold)
 
 
-def first_occurrence(codes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def first_occurrence(
+    codes: Tensor, *, process_group: dist.ProcessGroup | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Which rows are the first of their kind, and which kind each is of.
 
     Whole codes are compared, never only their hashes. The result does not depend on the number of threads. Takes linear
@@ -54,6 +58,10 @@ def first_occurrence(codes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
     Args:
         codes: int64 ``(N, words)``, at least one word, fewer than 2^32 rows; compared as bits.
+        process_group: look at the rows of all processes of the group, in order of their ranks, as one. All must call,
+            each with its own rows (as many as it has, none too), and get their parts: ``keep`` and ``group`` of one's
+            rows, and ``counts`` of those groups whose first row one has. Put together in order of ranks they are, bit
+            for bit, what one process gets for all rows. gloo for CPU tensors, NCCL for those of GPUs.
 
     Returns:
         ``keep``, bool ``(N,)``: True where no earlier row is equal; ``group``, int64 ``(N,)``: the row's kind, numbered
@@ -61,9 +69,12 @@ def first_occurrence(codes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         the codes again, and ``keep.nonzero()`` the first rows of the groups in order.
 
     Raises:
-        ValueError: not two dimensions, no words, too many rows.
+        ValueError: not two dimensions, no words, too many rows; in all processes where it is so in one, or where codes
+            differ in width.
         TypeError: the dtype is wrong.
     """
+    if process_group is not None:
+        return joined_first_occurrence(codes, process_group, first_occurrence)
     if not served(codes):
         return reference.first_occurrence(codes)
     return _ops.first_occurrence(codes)
