@@ -57,6 +57,13 @@ TORCH_LIBRARY(dcgan_fast, m) {
   m.def("conv_transpose_act(Tensor input, Tensor weight, Tensor? bias, " CONV_TRANSPOSE ACT ") -> Tensor");
   m.def("conv_act_forward(Tensor input, Tensor weight, Tensor? bias, " CONV_EITHER ACT ") -> Tensor");
 
+  m.def("pack_codes(Tensor activations, float threshold=0.0) -> Tensor");
+  m.def("first_occurrence(Tensor codes) -> (Tensor keep, Tensor group, Tensor counts)");
+  m.def("first_of_each(Tensor codes) -> Tensor");
+  m.def("near_duplicates(Tensor codes, int radius) -> (Tensor pairs, Tensor distances)");
+  m.def("_dedup_index_fill_(Tensor(a!) table, Tensor seen, Tensor count) -> ()");
+  m.def("_dedup_index_add_(Tensor(a!) table, Tensor(b!) seen, Tensor(c!) count, Tensor codes) -> Tensor");
+
   m.def("_convolution_engines(Tensor input, Tensor weight, " CONV_TRANSPOSE "bool transposed) -> str[]",
         dcgan_fast::convolution_engines);
 }

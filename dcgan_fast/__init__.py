@@ -26,7 +26,7 @@ except ImportError as error:
             "minor it was built against, so install it again"
         )
     raise ImportError(f"dcgan_fast cannot be imported: {reason}") from error
-from . import backends, functional, models, nn, reference
+from . import backends, dedup, functional, models, nn, reference
 from .errors import UserError
 from .nn import FusedSequential, explain, fuse, unfuse
 
@@ -37,6 +37,7 @@ __all__ = [
     "UserError",
     "backends",
     "build_info",
+    "dedup",
     "explain",
     "functional",
     "fuse",
@@ -64,6 +65,8 @@ def build_info() -> dict[str, Any]:
     cuda = {"bn_act": own, **dict.fromkeys(convolutions, "dcgan_fast on tensor cores")}
     if not architectures:
         cuda = dict.fromkeys(cpu, "dcgan_fast.reference")
+    cpu |= dict.fromkeys(dedup.OPS, "dcgan_fast")
+    cuda |= dict.fromkeys(dedup.OPS, "dcgan_fast.dedup.reference")
     return {
         "dcgan_fast": __version__,
         "python": platform.python_version(),

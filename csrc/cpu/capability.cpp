@@ -10,13 +10,19 @@
 #include <string>
 
 #include "bn_act.h"
+#include "first_occurrence.h"
+#include "near_duplicates.h"
+#include "pack_codes.h"
 #include "tile_conv.h"
 
 namespace dcgan_fast::cpu {
 
-#define DECLARE_KERNELS(NAMESPACE)    \
-  namespace NAMESPACE {               \
-  extern const BnActKernels bn_act;   \
+#define DECLARE_KERNELS(NAMESPACE)                        \
+  namespace NAMESPACE {                                   \
+  extern const BnActKernels bn_act;                       \
+  extern const FirstOccurrenceKernels first_occurrence;   \
+  extern const NearDuplicatesKernels near_duplicates;     \
+  extern const PackCodesKernels pack_codes;               \
   }
 
 DECLARE_KERNELS(DEFAULT)
@@ -65,13 +71,20 @@ const char* capability_name() {
   }
 }
 
-const BnActKernels& bn_act_kernels() {
 #ifdef DCGAN_FAST_X86
-  if (capability() == Capability::avx512) return AVX512::bn_act;
-  if (capability() == Capability::avx2) return AVX2::bn_act;
+#define BEST_OF_EACH(KERNELS)                             \
+  capability() == Capability::avx512 ? AVX512::KERNELS : \
+  capability() == Capability::avx2   ? AVX2::KERNELS : DEFAULT::KERNELS
+#else
+#define BEST_OF_EACH(KERNELS) DEFAULT::KERNELS
 #endif
-  return DEFAULT::bn_act;
-}
+
+const BnActKernels& bn_act_kernels() { return BEST_OF_EACH(bn_act); }
+const FirstOccurrenceKernels& first_occurrence_kernels() { return BEST_OF_EACH(first_occurrence); }
+const NearDuplicatesKernels& near_duplicates_kernels() { return BEST_OF_EACH(near_duplicates); }
+const PackCodesKernels& pack_codes_kernels() { return BEST_OF_EACH(pack_codes); }
+
+#undef BEST_OF_EACH
 
 namespace {
 
