@@ -12,3 +12,6 @@ __all__ = ["first_occurrence", "first_of_each", "pack_codes"]
 
 OPS = ("pack_codes", "first_occurrence", "first_of_each")
 """Those with kernels of their own, for :func:`dcgan_fast.build_info`."""
+
+CUDA_OPS = ("pack_codes", "first_occurrence", "first_of_each")
+"""Those that have kernels for CUDA."""
