@@ -10,6 +10,7 @@ using emulator::answer;
 using emulator::Array;
 using emulator::bytes_of;
 using emulator::Request;
+using emulator::sparse_zeros;
 
 void pack(const Request& request) {
   const int64_t rows = request.integer("rows"), bits = request.integer("bits");
@@ -33,6 +34,27 @@ void pack(const Request& request) {
   first_nan.send();
 }
 
+// The last block on zeros too many to process, but for the last rows, which are received: so are their codes sent.
+void far_end(const Request& request) {
+  const int64_t rows = request.integer("rows"), bits = request.integer("bits"), tail = request.integer("tail");
+  const DType dtype = request.dtype("dtype");
+  const size_t row_bytes = bits * bytes_of(dtype), code_bytes = (bits + 63) / 64 * sizeof(uint64_t);
+  char *const activations = sparse_zeros(rows * row_bytes), *const codes = sparse_zeros(rows * code_bytes);
+  std::cin.read(activations + (rows - tail) * row_bytes, static_cast<std::streamsize>(tail * row_bytes));
+  uint64_t first_nan;
+  emulator::set_last_blocks(1);
+  const char* error = launch_pack_codes(
+      {activations, rows, bits, dtype, 0.f, reinterpret_cast<uint64_t*>(codes), &first_nan}, nullptr);
+  emulator::set_last_blocks(-1);
+  answer(error);
+  if (!error) {
+    std::cout.write(codes + (rows - tail) * code_bytes, static_cast<std::streamsize>(tail * code_bytes));
+    std::cout.write(reinterpret_cast<const char*>(&first_nan), sizeof(first_nan));
+  }
+  munmap(activations, rows * row_bytes);
+  munmap(codes, rows * code_bytes);
+}
+
 // The launcher's answer to sizes that no memory could hold.
 void rules(const Request& request) {
   PackCodes args = {};
@@ -46,4 +68,4 @@ void rules(const Request& request) {
 
 }  // namespace
 
-int main() { return emulator::serve<Request>({{"pack", pack}, {"rules", rules}}); }
+int main() { return emulator::serve<Request>({{"pack", pack}, {"far_end", far_end}, {"rules", rules}}); }

@@ -110,6 +110,21 @@ def test_the_first_nan_is_found(
             assert torch.equal(codes, packed(case, activations))
 
 
+@pytest.mark.parametrize("bits", [128, 100, 33])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_far_end_of_many_rows(
+    emulated: EmulatedPackCodes, dtype: torch.dtype, bits: int
+) -> None:
+    """Places that no 32 bits hold: of rows, of activations and of bytes."""
+    case = PackCase(2**33 + 3, bits, dtype)
+    last = PackCase(3, bits, dtype)
+    tail = last.activations()
+    tail[1, bits - 1] = float("nan")
+    codes, place = emulated.far_end(case, tail)
+    assert torch.equal(codes, packed(last, tail))
+    assert place == (case.rows - 2) * bits + bits - 1
+
+
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_same_bits_under_every_schedule(emulated: EmulatedPackCodes, case: PackCase) -> None:
     activations = case.activations()
