@@ -1,6 +1,6 @@
-"""Benchmarks on a GPU: each layer, and whole training steps, beside PyTorch's and the device's own ceilings.
+"""Benchmarks on a GPU: each layer, whole training steps and dedup, beside PyTorch's and the device's own ceilings.
 
-    python benchmarks/gpu.py --out benchmarks/results     # 3 minutes on an H200
+    python benchmarks/gpu.py --out benchmarks/results     # minutes on an H200
     python benchmarks/gpu.py --small                       # does it run? On the emulator too, where times mean nothing
 
 Times are medians of CUDA events around one call, between which other memory is written, so that no call finds
@@ -43,7 +43,7 @@ from torch.optim import Adam
 from training_loops import BETAS, LEARNING_RATE, ExampleLoop, TunedLoop
 
 import dcgan_fast
-from dcgan_fast import models, unfuse
+from dcgan_fast import dedup, models, unfuse
 
 ON_A_GPU = torch.cuda.is_available()
 DTYPES = {"bfloat16": torch.bfloat16, "tf32": torch.float32, "float32": torch.float32}
@@ -54,22 +54,26 @@ Contender = Callable[[], object]
 class Row:
     """One line of the results."""
 
-    table: str  # ceilings, layers, steps
+    table: str  # ceilings, layers, steps, dedup
     case: dict[str, str]
     gflop: float = 0.0
     gigabytes: float = 0.0
     milliseconds: dict[str, float] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
+    keys: float = 0.0  # millions
 
     def text(self) -> str:
         case = " ".join(self.case.values())
         times = "  ".join(f"{name} {ms:.4f}" for name, ms in self.milliseconds.items())
         ours = self.milliseconds.get("ours")
-        rates = (
-            f"  {self.gflop / ours:.1f} TFLOP/s {1e3 * self.gigabytes / ours:.0f} GB/s"
-            if ours
-            else ""
-        )
+        rates = ""
+        if ours:
+            work = (
+                f"{self.keys / ours:.3f} Gkeys/s"
+                if self.keys
+                else f"{self.gflop / ours:.1f} TFLOP/s"
+            )
+            rates = f"  {work} {1e3 * self.gigabytes / ours:.0f} GB/s"
         return f"{self.table:8} {case:60} {times}{rates} {self.failed or ''}"
 
 
@@ -296,11 +300,68 @@ def step_rows(timer: Timer, small: bool, net: str, batch: int) -> Iterator[Row]:
         yield row
 
 
+CODE_BITS = 128  # the paper's
+KINDS_OF_DATA: dict[str, Callable[[int], torch.Tensor]] = {
+    "10% duplicates": lambda n: _codes(n, n - n // 10),
+    "90% duplicates": lambda n: _codes(n, n // 10),
+    "half are one": lambda n: torch.where(torch.rand(n, 1) < 0.5, 7, _codes(n, n)),
+}
+
+
+def _codes(rows: int, kinds: int) -> torch.Tensor:
+    """Of so many kinds, each of them there, in random order."""
+    of_each = torch.randint(-(2**63), 2**63 - 1, (kinds, CODE_BITS // 64))
+    return of_each[torch.randperm(rows) % kinds]
+
+
+def _bytes_of_first_occurrence(keep: torch.Tensor, groups: bool) -> int:
+    """What csrc/cuda/first_occurrence.cuh counts, for codes of two words."""
+    rows = len(keep)
+    duplicates = rows - int(keep.sum())
+    inserted = (16 + 32) * rows + 32 * (rows - duplicates) + 32 * duplicates
+    if not groups:
+        return 17 * rows + inserted + duplicates
+    return (20 + 5 + 8 + 12) * rows + inserted + 8 * (rows - duplicates) + (4 + 96) * duplicates
+
+
+def dedup_rows(timer: Timer, small: bool, rows: int) -> Iterator[Row]:
+    """Packing activations and finding first occurrences; PyTorch by its own operators, and by sorting."""
+    for name in ("float32", "bfloat16"):
+        case = {"op": "pack_codes", "rows": f"{rows:,}", "data": name}
+        try:
+            activations = torch.randn(rows, CODE_BITS, dtype=DTYPES[name])
+        except torch.OutOfMemoryError as error:
+            yield Row("dedup", case, failed={"data": str(error)[:200]})
+            continue
+        contenders: dict[str, Contender] = {
+            "ours": partial(dedup.pack_codes, activations),
+            "reference": partial(dedup.reference.pack_codes, activations),
+        }
+        times, failed = timer.race(contenders, 2, 20)
+        moved = activations.nbytes + rows * CODE_BITS // 8
+        yield Row("dedup", case, 0, moved / 1e9, times, failed, rows / 1e6)
+        del activations, contenders
+    for name, make in KINDS_OF_DATA.items():
+        codes = make(rows)
+        keep = dedup.first_of_each(codes)
+        unique = partial(torch.unique, codes, dim=0, return_inverse=True, return_counts=True)
+        for op, groups in (("first_occurrence", True), ("first_of_each", False)):
+            contenders = {"ours": partial(getattr(dedup, op), codes)}
+            if groups:
+                contenders["unique"] = unique
+            times, failed = timer.race(contenders, 5, 20)
+            case = {"op": op, "rows": f"{rows:,}", "data": name}
+            moved = _bytes_of_first_occurrence(keep, groups)
+            yield Row("dedup", case, 0, moved / 1e9, times, failed, rows / 1e6)
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, help="folder for <gpu>-<date>.json; none: print only")
     parser.add_argument("--small", action="store_true", help="tiny layers: does it run?")
-    parser.add_argument("--only", choices=["ceilings", "layers", "steps"], help="one table")
+    parser.add_argument(
+        "--only", choices=["ceilings", "layers", "steps", "dedup"], help="one table"
+    )
     options = parser.parse_args(arguments)
     if not ON_A_GPU and not options.small:
         parser.error("there is no GPU; with --small it runs on what there is")
@@ -318,10 +379,12 @@ def main(arguments: list[str] | None = None) -> int:
     timer = Timer(options.small)
     net = "pytorch-32" if options.small else "pytorch-64"
     steps = [(net, 128)] if options.small else [(net, 128), (net, 32), ("paper-64", 128)]
+    sizes = [2_000] if options.small else [1_000_000, 10_000_000, 100_000_000]
     tables = {
         "ceilings": [partial(ceilings, timer, options.small)],
         "steps": [partial(step_rows, timer, options.small, *step) for step in steps],
         "layers": [partial(layer_rows, timer, options.small, net)],
+        "dedup": [partial(dedup_rows, timer, options.small, rows) for rows in sizes],
     }
     for table, makers in tables.items():
         if options.only not in (None, table):

@@ -67,6 +67,8 @@ def build_info() -> dict[str, Any]:
         cuda = dict.fromkeys(cpu, "dcgan_fast.reference")
     cpu |= dict.fromkeys(dedup.OPS, "dcgan_fast")
     cuda |= dict.fromkeys(dedup.OPS, "dcgan_fast.dedup.reference")
+    if architectures:
+        cuda |= dict.fromkeys(dedup.CUDA_OPS, "dcgan_fast")
     return {
         "dcgan_fast": __version__,
         "python": platform.python_version(),

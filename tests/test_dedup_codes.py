@@ -254,17 +254,6 @@ def test_other_devices_run_the_reference():
         dedup.first_occurrence(torch.zeros(3, 2, dtype=torch.int64, device="meta"))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_cuda_tensors_are_served():
-    x = torch.randn(500, 100, device="cuda")
-    codes = dedup.pack_codes(x, 1.5)
-    assert torch.equal(codes.cpu(), dedup.pack_codes(x.cpu(), 1.5))
-    for ours, plain in zip(
-        dedup.first_occurrence(codes), dedup.first_occurrence(codes.cpu()), strict=True
-    ):
-        assert torch.equal(ours.cpu(), plain)
-
-
 # ---------------------------------------------------------------- errors
 
 

@@ -1,12 +1,19 @@
-// Launching a kernel from plain C++: no <<<>>>, which only nvcc understands.
+// Launching a kernel from plain C++: no <<<>>>, which only nvcc understands. And filling memory.
 #pragma once
 
 #include "device.cuh"
 
 namespace dcgan_fast::cuda {
 
-// Puts `kernel` on `stream`. Returns null, or CUDA's words for what went wrong, in which case the
-// error is also taken off the runtime's books, so that nobody else reports it again.
+// CUDA's words for what went wrong, or null. The error is also taken off the runtime's books, so that nobody else reports
+// it again.
+inline const char* words_of(cudaError_t error) {
+  if (error == cudaSuccess) return nullptr;
+  (void)cudaGetLastError();
+  return cudaGetErrorString(error);
+}
+
+// Puts `kernel` on `stream`. Returns null, or what went wrong.
 template <typename... Parameters>
 const char* launch(void (*kernel)(Parameters...), int64_t blocks, int threads, size_t shared_bytes, CUstream_st* stream,
                    const Parameters&... arguments) {
@@ -22,9 +29,12 @@ const char* launch(void (*kernel)(Parameters...), int64_t blocks, int threads, s
   config.dynamicSmemBytes = shared_bytes;
   config.stream = stream;
   if (error == cudaSuccess) error = cudaLaunchKernelEx(&config, kernel, arguments...);
-  if (error == cudaSuccess) return nullptr;
-  (void)cudaGetLastError();
-  return cudaGetErrorString(error);
+  return words_of(error);
+}
+
+// Sets every byte of `bytes` to `value`, as launch() does.
+inline const char* fill(void* target, unsigned char value, size_t bytes, CUstream_st* stream) {
+  return words_of(cudaMemsetAsync(target, value, bytes, stream));
 }
 
 }  // namespace dcgan_fast::cuda

@@ -1,5 +1,5 @@
 // The instructions that C++ has no words for: matrix products of a warp, matrix loads, copies that go on
-// in the background. Each has two bodies, inline PTX for nvcc and a call of tests/emulator for g++; all of
+// in the background, loads beside atomics. Each has two bodies, inline PTX for nvcc and a call of tests/emulator for g++; all of
 // them exist from sm_80 on. Names and operands are those of the PTX ISA.
 //
 // Fragments (PTX ISA, "Matrix Fragments for mma"), with g = lane / 4 and t = lane % 4:
@@ -90,6 +90,13 @@ __device__ inline T load_shared(const void* from) {
   return *static_cast<const T*>(from);
 }
 
+// A load of what other threads change by atomics: one access of global memory, past L1, that orders nothing.
+__device__ inline unsigned long long load_relaxed(const unsigned long long* from) {
+  unsigned long long value;
+  asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(value) : "l"(__cvta_generic_to_global(from)) : "memory");
+  return value;
+}
+
 #else
 
 using emulator::Site;
@@ -137,6 +144,11 @@ template <typename T>
 inline T load_shared(const void* from, Site site = Site::caller()) {
   emulator::count_shared_load(from, sizeof(T), site);
   return *static_cast<const T*>(from);
+}
+
+inline unsigned long long load_relaxed(const unsigned long long* from) {
+  emulator::before_atomic();
+  return __atomic_load_n(from, __ATOMIC_RELAXED);
 }
 
 #endif

@@ -7,6 +7,10 @@
 #include "../cpu/first_occurrence.h"
 #include "../cpu/workspace.h"
 #include "codes.h"
+#include "device.h"
+#ifdef DCGAN_FAST_CUDA
+#include "first_occurrence_cuda.h"
+#endif
 
 namespace dcgan_fast {
 
@@ -28,6 +32,9 @@ std::tuple<Tensor, Tensor, Tensor> first_occurrence(const Tensor& codes) {
   constexpr const char* kName = "first_occurrence";
   check_codes(kName, "codes", codes);
   check_rows(kName, "codes", codes.size(0));
+#ifdef DCGAN_FAST_CUDA
+  if (kernels_of(codes) == Kernels::cuda) return first_occurrence_cuda(codes);
+#endif
   const Tensor dense = codes.contiguous();
   const int64_t rows = dense.size(0);
   const Tensor keep = empty_result({rows}, at::kBool), group = empty_result({rows}, at::kLong);
@@ -45,6 +52,9 @@ Tensor first_of_each(const Tensor& codes) {
   constexpr const char* kName = "first_of_each";
   check_codes(kName, "codes", codes);
   check_rows(kName, "codes", codes.size(0));
+#ifdef DCGAN_FAST_CUDA
+  if (kernels_of(codes) == Kernels::cuda) return first_of_each_cuda(codes);
+#endif
   const Tensor dense = codes.contiguous();
   const Tensor keep = empty_result({dense.size(0)}, at::kBool);
   if (dense.size(0) > 0) run({cpu_codes(dense), keep.mutable_data_ptr<bool>(), nullptr, nullptr});
@@ -55,5 +65,12 @@ TORCH_LIBRARY_IMPL(dcgan_fast, CPU, m) {
   m.impl("first_occurrence", first_occurrence);
   m.impl("first_of_each", first_of_each);
 }
+
+#ifdef DCGAN_FAST_CUDA
+TORCH_LIBRARY_IMPL(dcgan_fast, CUDA, m) {
+  m.impl("first_occurrence", first_occurrence);
+  m.impl("first_of_each", first_of_each);
+}
+#endif
 
 }  // namespace dcgan_fast

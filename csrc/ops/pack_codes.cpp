@@ -7,6 +7,10 @@
 
 #include "../cpu/pack_codes.h"
 #include "codes.h"
+#include "device.h"
+#ifdef DCGAN_FAST_CUDA
+#include "pack_codes_cuda.h"
+#endif
 
 namespace dcgan_fast {
 namespace {
@@ -14,6 +18,10 @@ namespace {
 using at::Tensor;
 
 constexpr const char* kName = "pack_codes";
+
+void refuse_nan(int64_t row, int64_t column) {
+  DCGAN_CHECK(false, kName, "'activations' must not hold NaN, got one in row ", row, ", column ", column);
+}
 
 Tensor pack_codes(const Tensor& activations, double threshold) {
   const auto dtype = activations.scalar_type();
@@ -24,6 +32,14 @@ Tensor pack_codes(const Tensor& activations, double threshold) {
   DCGAN_CHECK(activations.dim() == 2 && activations.size(1) >= 1, kName,
               "'activations' must be (N, bits) with at least one bit, got ", activations.sizes());
   DCGAN_CHECK(!std::isnan(threshold), kName, "'threshold' must be a number, got nan");
+#ifdef DCGAN_FAST_CUDA
+  if (kernels_of(activations) == Kernels::cuda) {
+    const auto [codes, first_nan] = pack_codes_cuda(activations, threshold);
+    if (first_nan >= 0) refuse_nan(first_nan / activations.size(1), first_nan % activations.size(1));
+    return codes;
+  }
+  TORCH_CHECK_NOT_IMPLEMENTED(activations.is_cpu(), kName, "(): no CUDA kernel serves ", dtype);
+#endif
   const Tensor dense = activations.contiguous();
   const int64_t rows = dense.size(0), bits = dense.size(1);
   const Tensor codes = empty_result({rows, (bits + 63) / 64}, at::kLong);
@@ -31,8 +47,7 @@ Tensor pack_codes(const Tensor& activations, double threshold) {
                                                       reinterpret_cast<uint64_t*>(codes.mutable_data_ptr<int64_t>())});
   if (!numbers) {
     const Tensor where = at::nonzero(at::isnan(dense))[0];
-    DCGAN_CHECK(false, kName, "'activations' must not hold NaN, got one in row ", where[0].item<int64_t>(), ", column ",
-                where[1].item<int64_t>());
+    refuse_nan(where[0].item<int64_t>(), where[1].item<int64_t>());
   }
   return codes;
 }
@@ -40,5 +55,9 @@ Tensor pack_codes(const Tensor& activations, double threshold) {
 }  // namespace
 
 TORCH_LIBRARY_IMPL(dcgan_fast, CPU, m) { m.impl("pack_codes", pack_codes); }
+
+#ifdef DCGAN_FAST_CUDA
+TORCH_LIBRARY_IMPL(dcgan_fast, CUDA, m) { m.impl("pack_codes", pack_codes); }
+#endif
 
 }  // namespace dcgan_fast

@@ -13,3 +13,6 @@ __all__ = ["DedupIndex", "first_occurrence", "first_of_each", "near_duplicates",
 
 OPS = ("pack_codes", "first_occurrence", "first_of_each", "near_duplicates")
 """Those with kernels of their own, for :func:`dcgan_fast.build_info`."""
+
+CUDA_OPS = ("pack_codes", "first_occurrence", "first_of_each")
+"""Those that have kernels for CUDA."""

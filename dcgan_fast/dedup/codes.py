@@ -6,6 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from .. import _C
 from . import reference
 from .distributed import joined_first_occurrence
 
@@ -13,11 +14,12 @@ __all__ = ["first_occurrence", "first_of_each", "near_duplicates", "pack_codes"]
 
 _ops = torch.ops.dcgan_fast
 _SERVED_DEVICES = ("cpu",)
+_SERVED_WITH_CUDA = ("cpu", "cuda") if _C.cuda_architectures else ("cpu",)
 
 
-def served(tensor: Tensor) -> bool:
-    """Whether the kernels of this library run on ``tensor``'s device."""
-    return tensor.device.type in _SERVED_DEVICES
+def served(tensor: Tensor, *, cuda: bool = False) -> bool:
+    """Whether kernels of this library run on ``tensor``'s device; ``cuda``: the op has some for CUDA, where built."""
+    return tensor.device.type in (_SERVED_WITH_CUDA if cuda else _SERVED_DEVICES)
 
 
 def pack_codes(activations: Tensor, threshold: float = 0.0) -> Tensor:
@@ -26,7 +28,8 @@ def pack_codes(activations: Tensor, threshold: float = 0.0) -> Tensor:
     Bit ``j % 64`` (counted from the least significant) of word ``j // 64`` is activation ``j``; the bits after the last
     activation are 0. So the sign of a word is its bit 63, and ``words >> k & 1`` reads bit ``k``.
 
-    Reads the activations once, at the speed of memory.
+    Reads the activations once, at the speed of memory. On CUDA it waits for the device, to learn whether there was a
+    NaN; while a CUDA graph is captured it does not, and NaNs pass: their bits are 0.
 
     Args:
         activations: ``(N, bits)``, float32, bfloat16, float16 or float64; any number of bits (128 in the DCGAN paper).
@@ -43,7 +46,7 @@ def pack_codes(activations: Tensor, threshold: float = 0.0) -> Tensor:
 
     Source: Radford, Metz, Chintala 2016, section 4.1 (deduplication); Salakhutdinov & Hinton 2009.
     """
-    if not served(activations):
+    if not served(activations, cuda=activations.dtype != torch.float64):
         return reference.pack_codes(activations, threshold)
     return _ops.pack_codes(activations, threshold)
 
@@ -56,8 +59,11 @@ def first_occurrence(
     Whole codes are compared, never only their hashes. The result does not depend on the number of threads. Takes linear
     time whatever the codes are: all equal, sorted, agreeing in any of their bits.
 
+    On CUDA it takes 20 bytes a row of memory beside codes and results, and waits for the device to learn the number of
+    groups; so no CUDA graph can capture it (it can :func:`first_of_each`).
+
     Args:
-        codes: int64 ``(N, words)``, at least one word, fewer than 2^32 rows; compared as bits.
+        codes: int64 ``(N, words)``, at least one word, fewer than 2^32 rows (2^31 on CUDA); compared as bits.
         process_group: look at the rows of all processes of the group, in order of their ranks, as one. All must call,
             each with its own rows (as many as it has, none too), and get their parts: ``keep`` and ``group`` of one's
             rows, and ``counts`` of those groups whose first row one has. Put together in order of ranks they are, bit
@@ -75,7 +81,7 @@ def first_occurrence(
     """
     if process_group is not None:
         return joined_first_occurrence(codes, process_group, first_occurrence)
-    if not served(codes):
+    if not served(codes, cuda=True):
         return reference.first_occurrence(codes)
     return _ops.first_occurrence(codes)
 
@@ -93,7 +99,7 @@ def first_of_each(codes: Tensor) -> Tensor:
         ValueError: not two dimensions, no words, too many rows.
         TypeError: the dtype is wrong.
     """
-    if not served(codes):
+    if not served(codes, cuda=True):
         return reference.first_of_each(codes)
     return _ops.first_of_each(codes)
 

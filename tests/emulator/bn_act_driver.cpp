@@ -1,6 +1,4 @@
 // Calls the bn_act launchers, compiled for the emulator.
-#include <sys/mman.h>
-
 #include <algorithm>
 #include <vector>
 
@@ -12,6 +10,7 @@ using namespace dcgan_fast::cuda;
 using emulator::answer;
 using emulator::Array;
 using emulator::bytes_of;
+using emulator::sparse_zeros;
 
 struct Request : emulator::Request {
   using emulator::Request::Request;
@@ -107,13 +106,6 @@ void backward(const Request& request) {
   if (error) return;
   if (dx.data()) (request.flag("in_place") ? dy : dx).send();
   for (const Array* array : {&dweight, &dbias}) array->send();
-}
-
-// Zeros without memory behind them until they are written.
-char* sparse_zeros(size_t bytes) {
-  void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (memory == MAP_FAILED) throw std::runtime_error("no address space");
-  return static_cast<char*>(memory);
 }
 
 // The last block of each kernel on a tensor of zeros too large to process, but for its last bytes,

@@ -3,6 +3,8 @@
 // the emulator) and then arrays.
 #pragma once
 
+#include <sys/mman.h>
+
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
@@ -51,6 +53,13 @@ class Array {
   char* data_ = nullptr;  // null: the argument is not given
   size_t bytes_ = 0;
 };
+
+// Zeros without memory behind them until they are written; to be unmapped.
+inline char* sparse_zeros(size_t bytes) {
+  void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (memory == MAP_FAILED) throw std::runtime_error("no address space");
+  return static_cast<char*>(memory);
+}
 
 inline size_t bytes_of(dcgan_fast::cuda::DType dtype) { return dtype == dcgan_fast::cuda::DType::kFloat32 ? 4 : 2; }
 

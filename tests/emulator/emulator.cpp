@@ -101,6 +101,8 @@ class Block {
   void barrier(Site site);
   void sync_warp(uint32_t mask, Site site);
   uint64_t exchange(const char* name, uint32_t mask, uint64_t value, int source, Site site);
+  void gather(const char* name, uint32_t mask, uint64_t value, uint64_t (&values)[kLanes], Site site);
+  void may_switch();
   // All lanes meet; the last one to come does `together` with the operands of all.
   void meet_all(const char* name, void* operands, void (*together)(void* const (&lanes)[kLanes]), Site site);
   void check_shared(const char* name, const void* from, size_t bytes, Site site);
@@ -372,6 +374,25 @@ uint64_t Block::exchange(const char* name, uint32_t mask, uint64_t value, int so
   return current->value;
 }
 
+void Block::gather(const char* name, uint32_t mask, uint64_t value, uint64_t (&values)[kLanes], Site site) {
+  Warp& own = warp();
+  current->value = value;
+  current->operands = values;
+  if (!meet(name, mask, site)) return;
+  for (int to = 0; to < kLanes; to++) {
+    if (!(mask >> to & 1)) continue;
+    for (int from = 0; from < kLanes; from++) {
+      static_cast<uint64_t*>(thread(own, to).operands)[from] = mask >> from & 1 ? thread(own, from).value : 0;
+    }
+  }
+}
+
+void Block::may_switch() {
+  if (settings.schedule == Schedule::kInOrder || random_() % 2) return;
+  wake(warp(), 1u << lane());
+  current->fiber->leave();
+}
+
 void Block::meet_all(const char* name, void* operands, void (*together)(void* const (&lanes)[kLanes]), Site site) {
   current->operands = operands;
   if (!meet(name, ~0u, site)) return;
@@ -452,6 +473,10 @@ void sync_warp(uint32_t mask, Site site) { running->sync_warp(mask, site); }
 uint64_t exchange(const char* name, uint32_t mask, uint64_t value, int source, Site site) {
   return running->exchange(name, mask, value, source, site);
 }
+void gather(const char* name, uint32_t mask, uint64_t value, uint64_t (&values)[kLanes], Site site) {
+  running->gather(name, mask, value, values, site);
+}
+void before_atomic() { running->may_switch(); }
 
 void mma(Operand operand, float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Site site) {
   Fragments own{operand, d, a, b};

@@ -68,6 +68,13 @@ void sync_warp(uint32_t mask, Site site);
 // Gives `value` to the other lanes of `mask` and returns that of lane `source`. Orders no memory.
 uint64_t exchange(const char* name, uint32_t mask, uint64_t value, int source, Site site);
 
+// Gives `value` to the other lanes of `mask` and has theirs in return. Orders no memory.
+void gather(const char* name, uint32_t mask, uint64_t value, uint64_t (&values)[32], Site site);
+
+// Other threads may run now, in all schedules but the first: called before each atomic access, for what a thread has read
+// may be out of date by then.
+void before_atomic();
+
 // Lets `kernel` have more shared memory than the 48 KB that need no leave. False: more than any device has.
 bool allow_shared_memory(const void* kernel, size_t bytes);
 

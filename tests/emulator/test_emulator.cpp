@@ -72,6 +72,18 @@ __global__ void shuffle_kernel(double* out) {
   out[lane] = __shfl_down_sync(~0u, 1. * lane, 3, 8);
   out[32 + lane] = __shfl_xor_sync(~0u, 1. * lane, 5);
   out[64 + lane] = __shfl_sync(~0u, 1. * lane, 2, 16);
+  out[96 + lane] = __shfl_up_sync(~0u, 1. * lane, 3, 8);
+}
+
+__global__ void vote_kernel(unsigned* out) {
+  const unsigned lane = threadIdx.x;
+  if (lane >= 24) return;
+  out[lane] = __ballot_sync(0xffffffu, lane % 3 == 1);
+  out[24 + lane] = __match_any_sync(0xffffffu, uint64_t{lane % 5} << 40);
+}
+
+__global__ void lone_ballot_kernel() {
+  if (threadIdx.x < 16) __ballot_sync(~0u, 1);
 }
 
 __global__ void half_barrier_kernel() {
@@ -114,6 +126,25 @@ __global__ void between_blocks_kernel(float* out) {
   if (threadIdx.x == 0) *out += 1;
 }
 __global__ void atomic_kernel(float* out) { atomicAdd(out, 1.f); }
+__global__ void plain_read_kernel(int* out) {  // of what others change atomically
+  if (threadIdx.x == 40) out[1] = *out;
+  atomicAdd(out, 1);
+}
+
+// Counts those who found the number as the one before them left it.
+__global__ void stale_kernel(int* out) {
+  const int seen = atomicAdd(out, 0);
+  if (atomicCAS(out, seen, seen + 1) == seen) atomicAdd(out + 1, 1);
+}
+
+// Each thread takes a place that seemed free; whether it still is, the compare-and-swap says.
+__global__ void claim_kernel(unsigned* places, unsigned* taken_by, unsigned* least, bool look) {
+  const unsigned own = threadIdx.x;
+  unsigned at = 0;
+  while (atomicCAS(places + at, 0u, own + 1) != 0 && look) at++;
+  taken_by[at]++;
+  atomicMin(least, own);
+}
 // Without __syncwarp lanes of a warp are not ordered, a shuffle in between or not.
 __global__ void warp_race_kernel(float* out, bool synchronise) {
   shared_floats()[threadIdx.x] = threadIdx.x;
@@ -218,14 +249,26 @@ void test_running() {
   }
   emulator::set_schedule(Schedule::kInOrder);
 
-  std::vector<double> out(96);
+  std::vector<double> out(128);
   run(1, 32, 0, shuffle_kernel, out.data());
   bool right = true;
   for (int lane = 0; lane < 32; lane++) {
     right &= out[lane] == (lane % 8 < 5 ? lane + 3 : lane);
     right &= out[32 + lane] == (lane ^ 5) && out[64 + lane] == lane / 16 * 16 + 2;
+    right &= out[96 + lane] == (lane % 8 < 3 ? lane : lane - 3);
   }
   expect(right, "shuffles respect their width");
+
+  std::vector<unsigned> votes(48);
+  run(1, 32, 0, vote_kernel, votes.data());
+  right = true;
+  for (int lane = 0; lane < 24; lane++) {
+    unsigned same = 0;
+    for (int l = lane % 5; l < 24; l += 5) same |= 1u << l;
+    right &= votes[lane] == 0x492492u && votes[24 + lane] == same;
+  }
+  expect(right, "lanes vote and find their equals");
+  expect(__umul64hi(~0ull, ~0ull) == ~1ull && __popc(0xf0u) == 4 && __ffs(8) == 4 && __ffs(0) == 0, "integer functions");
 
   std::vector<int> marks(64);
   run(1, 64, 0, early_exit_kernel, marks.data());
@@ -236,11 +279,42 @@ void test_running() {
   expect(std::isnan(unwritten), "shared memory starts as NaNs");
 }
 
+void test_atomics() {
+  bool right = true;
+  int lost = 0;
+  for (const Schedule schedule : {Schedule::kInOrder, Schedule::kRandomThreads, Schedule::kRandomWarps}) {
+    for (int seed = 1; seed <= 5; seed++) {
+      emulator::set_schedule(schedule, seed);
+      std::vector<unsigned> places(65), taken(64), taken_blindly(64);
+      unsigned least = ~0u, place = 0;
+      run(1, 64, 0, claim_kernel, places.data(), taken.data(), &least, true);
+      right &= taken == std::vector<unsigned>(64, 1) && least == 0 && places[64] == 0;
+      run(1, 64, 0, claim_kernel, &place, taken_blindly.data(), &least, false);
+      lost += place != 1;  // the first thread to come is not always the first in order
+    }
+  }
+  emulator::set_schedule(Schedule::kInOrder);
+  expect(right, "compare-and-swap gives each place to one thread, minimum and sum lose none");
+  expect(lost > 0, "atomics come in another order in another schedule");
+
+  int interleaved = 0;
+  for (int seed = 1; seed <= 5; seed++) {
+    emulator::set_schedule(Schedule::kRandomThreads, seed);
+    std::vector<int> out(2);
+    run(1, 64, 0, stale_kernel, out.data());
+    interleaved += out[1] < 64;
+  }
+  emulator::set_schedule(Schedule::kInOrder);
+  expect(interleaved == 5, "threads may run between a read and an atomic access");
+}
+
 void test_faults() {
   expect(contains(fault([] { run(1, 64, 0, half_barrier_kernel); }), "while others wait"),
          "two barriers for one are named");
   expect(contains(fault([] { run(1, 32, 0, lone_warp_function_kernel); }), "__syncwarp at test_emul"),
          "a warp function that some lanes do not reach is named");
+  expect(contains(fault([] { run(1, 32, 0, lone_ballot_kernel); }), "__ballot_sync at test_emul"),
+         "a ballot that some lanes do not reach is named");
   std::vector<int> out(32);
   expect(contains(fault([&] { run(1, 32, 0, exited_lane_kernel, out.data()); }), "exited"),
          "a shuffle with a lane that exited is named");
@@ -324,8 +398,17 @@ int run_by_name(const std::string& name) {
     run(2, 32, 0, between_blocks_kernel, out.data());
   else if (name == "warp_race")
     run(1, 32, 128, warp_race_kernel, out.data(), false);
-  else if (name == "clean") {
+  else if (name == "plain_read") {
+    std::vector<int> counts(2);
+    run(1, 64, 0, plain_read_kernel, counts.data());
+  } else if (name == "clean") {
     float sum = 0;
+    std::vector<unsigned> places(65), taken(64);
+    unsigned least = ~0u;
+    emulator::set_schedule(Schedule::kRandomThreads);
+    run(1, 64, 0, claim_kernel, places.data(), taken.data(), &least, true);
+    cudaMemsetAsync(places.data(), 0, 4 * 64, nullptr);
+    run(1, 32, 0, vote_kernel, places.data());
     for (int i = 0; i < 2; i++) {  // launches follow each other
       run(1, 64, 8, sum_kernel, out.data(), &sum, true);
       run(2, 32, 0, atomic_kernel, out.data());
@@ -341,6 +424,7 @@ int run_by_name(const std::string& name) {
 int main(int count, char** arguments) {
   if (count > 1) return run_by_name(arguments[1]);
   test_running();
+  test_atomics();
   test_faults();
   test_schedules();
   test_tensor_cores();

@@ -21,7 +21,7 @@ def run(program: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_kernels_run_and_faults_are_named(programs: dict[str, Path]) -> None:
     result = run(programs["plain"])
-    assert result.returncode == 0 and result.stdout.count("ok: ") >= 29, result.stdout
+    assert result.returncode == 0 and result.stdout.count("ok: ") >= 35, result.stdout
 
 
 @pytest.mark.parametrize(
@@ -32,6 +32,7 @@ def test_kernels_run_and_faults_are_named(programs: dict[str, Path]) -> None:
         ("missing_barrier", "sum_kernel", "tsan", "data race"),
         ("between_blocks", "between_blocks_kernel", "tsan", "data race"),
         ("warp_race", "warp_race_kernel", "tsan", "data race"),
+        ("plain_read", "plain_read_kernel", "tsan", "data race"),
     ],
 )
 def test_sanitizers_see_faults(

@@ -15,9 +15,17 @@ import torch
 from bn_act_emulated import Case, EmulatedBnAct
 from conv_emulated import ConvCase, EmulatedConv
 from emulator_harness import KERNELS, Builder, Emulated, Fault, Tensors
+from first_occurrence_emulated import (
+    EmulatedFirstOccurrence,
+    colliding_codes,
+    first_occurrences,
+)
+from pack_codes_emulated import EmulatedPackCodes, PackCase, packed
 from test_bn_act_emulated import assert_right
 from test_conv_emulated import assert_right as assert_conv_right
 from test_conv_emulated import assert_same
+from test_first_occurrence_emulated import assert_right as assert_firsts_right
+from test_first_occurrence_emulated import half_are_one, many_codes, random_codes
 
 CASES = [
     Case(6, 24, 90, activation="leaky_relu", stat_groups=2),
@@ -34,6 +42,23 @@ CONV_CASES = [
     ConvCase(1, (3, 34, 22), 16),  # going up, several patches
     ConvCase(2, (16, 8, 1), 8, kernel=(3, 3)),  # going up, phases without pixels
     ConvCase(8, (16, 17, 12), 72, kernel=(1, 1), stride=(1, 1), padding=(0, 0)),
+]
+
+PACK_CASES = [
+    PackCase(30, 128),
+    PackCase(5, 100),
+    PackCase(9, 33),
+    PackCase(9, 64, misaligned_elements=1),
+    PackCase(140, 100),
+]
+
+CODES = [
+    half_are_one(700, 2),
+    random_codes(300, 1, 30),
+    half_are_one(260, 3),
+    random_codes(5000, 2, 4000),
+    colliding_codes(40, 2, 0.9999, same_tag=False),
+    colliding_codes(40, 2, 0.3, same_tag=True),
 ]
 
 # Of the kernels that read images: several runs of pixels a block and an image, rows of chunks and of elements, padding.
@@ -65,6 +90,20 @@ def run_all(
             inputs = conv.inputs()
             results = emulated.all(conv, inputs, schedule, seed)
             yield functools.partial(assert_conv_right, conv, inputs, results), results
+    elif isinstance(emulated, EmulatedPackCodes):
+        for pack in PACK_CASES:
+            activations = pack.activations()
+            activations[pack.rows // 2 :, 3::7] = float("nan")
+            codes, place = emulated.pack(pack, activations, schedule, seed)
+            results = {"codes": codes, "first_nan": torch.tensor(place)}
+            first = torch.tensor(pack.rows // 2 * pack.bits + 3)
+            expected = {"codes": packed(pack, activations), "first_nan": first}
+            yield functools.partial(assert_same, expected, results), results
+    elif isinstance(emulated, EmulatedFirstOccurrence):
+        for codes in CODES:
+            results = emulated.find(codes, schedule, seed)
+            expected = first_occurrences(codes)
+            yield functools.partial(assert_firsts_right, expected, results), results
 
 
 def check_images(
@@ -115,6 +154,13 @@ def check_sanitizer(emulated: Emulated) -> None:
     emulated.close()
 
 
+def check_many(emulated: Emulated) -> None:
+    """What only many rows show."""
+    if isinstance(emulated, EmulatedFirstOccurrence):
+        codes, expected = many_codes()
+        assert_firsts_right(expected, emulated.find(codes, "random_warps", 1))
+
+
 @dataclasses.dataclass(frozen=True)
 class Bug:
     """`old` becomes `new`, in all `places` where `file` has it; `caught_by` a build and a check."""
@@ -128,13 +174,15 @@ class Bug:
 
     @property
     def kind(self) -> type[Emulated]:
-        if self.file in IMAGE_FILES:
-            return EmulatedImageConv
-        return EmulatedBnAct if self.file in BN_ACT_FILES else EmulatedConv
+        return next((op for op, files in FILES.items() if self.file in files), EmulatedConv)
 
 
-IMAGE_FILES = ("image_patch.cuh", "conv_image.cuh", "conv_image_weight_grad.cuh")
-BN_ACT_FILES = ("bn_act.cu", "bn_act.cuh", "reduce.cuh", "activation.cuh")
+FILES: dict[type[Emulated], tuple[str, ...]] = {
+    EmulatedBnAct: ("bn_act.cu", "bn_act.cuh", "reduce.cuh", "activation.cuh"),
+    EmulatedImageConv: ("image_patch.cuh", "conv_image.cuh", "conv_image_weight_grad.cuh"),
+    EmulatedPackCodes: ("pack_codes.cu", "pack_codes.cuh"),
+    EmulatedFirstOccurrence: ("first_occurrence.cu", "first_occurrence.cuh"),
+}
 
 UNORDERED = """
   Pair total;
@@ -572,9 +620,183 @@ BUGS = [
         "row < launch.coarse_channels",
         "asan",
     ),
+    Bug(
+        "the threshold is above itself",
+        "pack_codes.cuh",
+        "value > args.threshold",
+        "value >= args.threshold",
+        "values",
+    ),
+    Bug(
+        "bits of the next row",
+        "pack_codes.cuh",
+        " && bit < bits",
+        "",
+        "values",
+    ),
+    Bug(
+        "half a word too many",
+        "pack_codes.cuh",
+        "half + u * kAtOnce < halves && bit",
+        "half + u * kAtOnce <= halves && bit",
+        "asan",
+    ),
+    Bug(
+        "words that do not exist are stored",
+        "pack_codes.cuh",
+        "lane == 0 && half + u * kAtOnce < halves",
+        "lane == 0",
+        "asan",
+    ),
+    Bug(
+        "16 bytes are read from anywhere",
+        "pack_codes.cu",
+        "% kAccessBytes == 0;",
+        "% sizeof(float) == 0;",
+        "asan",
+    ),
+    Bug(
+        "bits are joined twice as far",
+        "pack_codes.cuh",
+        "distance = kLanes / 2",
+        "distance = kLanes",
+        "values",
+    ),
+    Bug(
+        "a NaN is one of its neighbours",
+        "pack_codes.cuh",
+        "  while (to_float(from[nan_at]) == to_float(from[nan_at])) nan_at++;\n",
+        "",
+        "values",
+    ),
+    Bug(
+        "NaNs are told without atomics",
+        "pack_codes.cuh",
+        "atomicMin(reinterpret_cast<Place*>(args.first_nan), static_cast<Place>(origin + nan_at));",
+        "*args.first_nan = min(*args.first_nan, static_cast<uint64_t>(origin + nan_at));",
+        "tsan",
+    ),
+    Bug(
+        "codes are equal if their tags are",
+        "first_occurrence.cuh",
+        "    if (!equal(code, Code<W>(args, static_cast<uint32_t>(seen)))) continue;\n",
+        "",
+        "values",
+    ),
+    Bug(
+        "the first to come is kept",
+        "first_occurrence.cuh",
+        "    if (seen > mine) seen = atomicMin(table + at, mine);\n",
+        "",
+        "order",
+    ),
+    Bug(
+        "the row that was pushed out is not told",
+        "first_occurrence.cuh",
+        "link<kGroups>(args, max(row, other), min(row, other));",
+        "if (other < row) link<kGroups>(args, row, other);",
+        "order",
+    ),
+    Bug(
+        "a slot that seemed empty is taken for empty",
+        "first_occurrence.cuh",
+        "seen = atomicCAS(table + at, kEmpty, mine);",
+        "atomicCAS(table + at, kEmpty, mine);",
+        "order",
+    ),
+    Bug(
+        "slots are taken without atomics",
+        "first_occurrence.cuh",
+        "seen = atomicCAS(table + at, kEmpty, mine);",
+        "table[at] = mine;",
+        "tsan",
+    ),
+    Bug(
+        "slots are read past the atomics",
+        "first_occurrence.cuh",
+        "ptx::load_relaxed(table + at)",
+        "table[at]",
+        "tsan",
+    ),
+    Bug(
+        "the table has no end",
+        "first_occurrence.cuh",
+        "at + 1 == slots ? 0 : at + 1",
+        "at + 1",
+        "asan",
+    ),
+    Bug(
+        "one row of codes too many",
+        "first_occurrence.cuh",
+        "if (own >= args.rows) return;",
+        "if (own > args.rows) return;",
+        "asan",
+    ),
+    Bug(
+        "rows beyond the last are kept",
+        "first_occurrence.cuh",
+        "    if (row < rows) keep[row] =",
+        "    keep[row] =",
+        "asan",
+    ),
+    Bug(
+        "no barrier before the warps are added up",
+        "first_occurrence.cuh",
+        "  __syncthreads();\n  uint32_t before",
+        "  uint32_t before",
+        "tsan",
+    ),
+    Bug(
+        "no barrier before the next pass of the scan",
+        "first_occurrence.cuh",
+        "    __syncthreads();  // the next pass writes `scratch` again\n",
+        "",
+        "many",
+    ),
+    Bug(
+        "tiles of earlier passes do not count",
+        "first_occurrence.cuh",
+        "done + before + up_to - own",
+        "before + up_to - own",
+        "many",
+    ),
+    Bug(
+        "rows of earlier warps do not count",
+        "first_occurrence.cuh",
+        "    if (w == warp) before = total;\n",
+        "",
+        "values",
+    ),
+    Bug(
+        "links are followed one step",
+        "first_occurrence.cuh",
+        "while (!(at & kNumbered)) at = links[at];",
+        "if (!(at & kNumbered)) at = links[at];",
+        "asan",
+    ),
+    Bug(
+        "every lane adds for all of its group",
+        "first_occurrence.cuh",
+        " && lane == __ffs(equals) - 1u",
+        "",
+        "values",
+    ),
+    Bug(
+        "counts are added without atomics",
+        "first_occurrence.cuh",
+        "atomicAdd(reinterpret_cast<Count*>(counts + added), static_cast<Count>(__popc(equals)));",
+        "counts[added] += __popc(equals);",
+        "tsan",
+    ),
 ]
 
-OPS = (EmulatedBnAct, EmulatedConv, EmulatedImageConv)
+OPS = (
+    EmulatedBnAct,
+    EmulatedConv,
+    EmulatedImageConv,
+    EmulatedPackCodes,
+    EmulatedFirstOccurrence,
+)
 
 Failures = type[Exception] | tuple[type[Exception], ...]
 CHECKS: dict[str, tuple[str, Callable[[Emulated], None], Failures]] = {
@@ -582,6 +804,7 @@ CHECKS: dict[str, tuple[str, Callable[[Emulated], None], Failures]] = {
     "order": ("plain", check_order, AssertionError),
     "tsan": ("tsan", check_sanitizer, Fault),
     "asan": ("asan", check_sanitizer, Fault),
+    "many": ("plain", check_many, (AssertionError, Fault)),  # wrong numbers may be written anywhere
 }
 
 

@@ -79,6 +79,12 @@ inline unsigned __byte_perm(unsigned low, unsigned high, unsigned selector) {
   return result;
 }
 
+inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
+inline int __ffs(int bits) { return __builtin_ffs(bits); }  // the lowest bit's place, from 1
+inline unsigned long long __umul64hi(unsigned long long a, unsigned long long b) {
+  return static_cast<unsigned long long>(static_cast<unsigned __int128>(a) * b >> 64);
+}
+
 inline void __syncthreads(emulator::Site site = emulator::Site::caller()) { emulator::barrier(site); }
 
 inline void __syncwarp(unsigned mask = ~0u, emulator::Site site = emulator::Site::caller()) {
@@ -107,6 +113,14 @@ T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = 32,
 }
 
 template <typename T>
+T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = 32,
+                 emulator::Site site = emulator::Site::caller()) {
+  const int lane = emulator::lane(), source = lane - static_cast<int>(delta);
+  const bool inside = source >= lane / width * width;
+  return emulator::shuffle("__shfl_up_sync", mask, value, inside ? source : lane, site);
+}
+
+template <typename T>
 T __shfl_xor_sync(unsigned mask, T value, int bits, int width = 32, emulator::Site site = emulator::Site::caller()) {
   const int lane = emulator::lane(), source = lane ^ bits;
   const bool inside = source / width <= lane / width;
@@ -119,15 +133,56 @@ T __shfl_sync(unsigned mask, T value, int source, int width = 32, emulator::Site
   return emulator::shuffle("__shfl_sync", mask, value, base + (source & (width - 1)), site);
 }
 
-// Atomic, and ordering nothing, as on the device.
+// The lanes of `mask` whose predicate holds.
+inline unsigned __ballot_sync(unsigned mask, int predicate, emulator::Site site = emulator::Site::caller()) {
+  uint64_t values[32];
+  emulator::gather("__ballot_sync", mask, predicate != 0, values, site);
+  unsigned lanes = 0;
+  for (int l = 0; l < 32; l++) lanes |= static_cast<unsigned>(values[l]) << l;
+  return lanes;
+}
+
+// The lanes of `mask` that have the same value.
 template <typename T>
-T atomicAdd(T* target, T value) {
-  T old, sum;
+unsigned __match_any_sync(unsigned mask, T value, emulator::Site site = emulator::Site::caller()) {
+  static_assert(sizeof(T) == 4 || sizeof(T) == 8);
+  uint64_t values[32], own = 0;
+  std::memcpy(&own, &value, sizeof(T));
+  emulator::gather("__match_any_sync", mask, own, values, site);
+  unsigned lanes = 0;
+  for (int l = 0; l < 32; l++) lanes |= static_cast<unsigned>(values[l] == own) << l;
+  return lanes & mask;
+}
+
+// Atomic, and ordering nothing, as on the device. All return what was there.
+template <typename T>
+T atomicCAS(T* target, T expected, T desired) {
+  emulator::before_atomic();
+  __atomic_compare_exchange(target, &expected, &desired, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED);
+  return expected;
+}
+
+namespace emulator {
+template <typename T, typename F>
+T update(T* target, const F& updated) {
+  before_atomic();
+  T old, next;
   __atomic_load(target, &old, __ATOMIC_RELAXED);
   do {
-    sum = old + value;
-  } while (!__atomic_compare_exchange(target, &old, &sum, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
+    next = updated(old);
+  } while (!__atomic_compare_exchange(target, &old, &next, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
   return old;
+}
+}  // namespace emulator
+
+template <typename T>
+T atomicAdd(T* target, T value) {
+  return emulator::update(target, [value](T old) { return old + value; });
+}
+
+template <typename T>
+T atomicMin(T* target, T value) {
+  return emulator::update(target, [value](T old) { return std::min(old, value); });
 }
 
 // --- the runtime ---
@@ -151,6 +206,18 @@ template <typename... Parameters>
 cudaError_t cudaFuncSetAttribute(void (*kernel)(Parameters...), cudaFuncAttribute, int bytes) {
   return emulator::allow_shared_memory(reinterpret_cast<const void*>(kernel), bytes) ? cudaSuccess
                                                                                      : cudaErrorInvalidConfiguration;
+}
+
+// At once, as the kernels: what a stream promises is that it comes in turn.
+inline cudaError_t cudaMemsetAsync(void* target, int byte, size_t bytes, CUstream_st*) {
+  std::memset(target, byte, bytes);
+  return cudaSuccess;
+}
+
+enum cudaStreamCaptureStatus { cudaStreamCaptureStatusNone = 0, cudaStreamCaptureStatusActive = 1 };
+inline cudaError_t cudaStreamIsCapturing(CUstream_st*, cudaStreamCaptureStatus* status) {
+  *status = cudaStreamCaptureStatusNone;
+  return cudaSuccess;
 }
 
 // Runs the kernel to its end before it returns: one legal behaviour of a stream.
