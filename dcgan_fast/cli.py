@@ -24,12 +24,12 @@ from . import __version__, build_info, models
 from .bench import load_run, report_markdown, write_report
 from .convert import FORMATS, convert
 from .data.find import NAMES
+from .devices import pick_device
 from .errors import UserError
 from .files import make_folder
 from .nn import explain
 from .training import ProgressBar, TrainConfig, Trainer, load_networks
 from .training.config import DIGITS_WIDTH, EPOCHS, LOSS_OUTPUTS, STEPS_AT_LEAST
-from .training.setup import pick_device
 from .visualize import image_grid, save_png, to_image
 
 _FIGURES = Path("benchmarks/results")  # where `make bench` puts them

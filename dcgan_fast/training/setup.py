@@ -12,23 +12,9 @@ from torch.optim import Adam
 
 from .. import models
 from ..data import Dataset, prepare
-from ..errors import UserError
 from ..nn import unfuse
 from .checkpoint import load_state, load_weights
 from .config import TrainConfig
-
-
-def pick_device(name: str) -> torch.device:
-    """The device of that name; "auto" is CUDA where there is one. Raises :class:`UserError`."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"the device '{name}' cannot be used here: {reason}") from error
-    return device
 
 
 def configure_torch(config: TrainConfig, device: torch.device) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from .. import models
 from ..data import Batches, Dataset
+from ..devices import pick_device
 from ..errors import UserError
 from ..files import write_text
 from ..nn import batch_norm_mode
@@ -43,7 +44,6 @@ from .setup import (
     configure_torch,
     derived_seed,
     load_data,
-    pick_device,
     placed,
 )
 from .signals import StopRequest
