@@ -29,10 +29,18 @@ CPU_KERNELS = {
     **dict.fromkeys(
         (
             CSRC / "cpu" / f"{name}.cpp"
-            for name in ("bn_act", "first_occurrence", "gemm", "pack_codes", "winograd_kernels", "winograd_weight_grad")
+            for name in (
+                "bn_act",
+                "first_occurrence",
+                "gemm",
+                "near_duplicates",
+                "pack_codes",
+                "winograd_kernels",
+                "winograd_weight_grad",
+            )
         ),
         ["DEFAULT", "AVX2", "AVX512"],
-    ),
+    ),  # fmt: skip
     CSRC / "cpu/thin_kernels.cpp": ["DEFAULT", "AVX2", "AVX512", "AVX512_BF16", "AMX"],
     CSRC / "cpu/tile_conv.cpp": ["DEFAULT", "DEFAULT_FP16", "AVX512_BF16", "AMX", "AMX_FP16"],
 }

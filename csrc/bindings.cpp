@@ -60,6 +60,7 @@ TORCH_LIBRARY(dcgan_fast, m) {
   m.def("pack_codes(Tensor activations, float threshold=0.0) -> Tensor");
   m.def("first_occurrence(Tensor codes) -> (Tensor keep, Tensor group, Tensor counts)");
   m.def("first_of_each(Tensor codes) -> Tensor");
+  m.def("near_duplicates(Tensor codes, int radius) -> (Tensor pairs, Tensor distances)");
   m.def("_dedup_index_fill_(Tensor(a!) table, Tensor seen, Tensor count) -> ()");
   m.def("_dedup_index_add_(Tensor(a!) table, Tensor(b!) seen, Tensor(c!) count, Tensor codes) -> Tensor");
 

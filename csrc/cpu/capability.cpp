@@ -11,6 +11,7 @@
 
 #include "bn_act.h"
 #include "first_occurrence.h"
+#include "near_duplicates.h"
 #include "pack_codes.h"
 #include "tile_conv.h"
 
@@ -20,6 +21,7 @@ namespace dcgan_fast::cpu {
   namespace NAMESPACE {                                   \
   extern const BnActKernels bn_act;                       \
   extern const FirstOccurrenceKernels first_occurrence;   \
+  extern const NearDuplicatesKernels near_duplicates;     \
   extern const PackCodesKernels pack_codes;               \
   }
 
@@ -79,6 +81,7 @@ const char* capability_name() {
 
 const BnActKernels& bn_act_kernels() { return BEST_OF_EACH(bn_act); }
 const FirstOccurrenceKernels& first_occurrence_kernels() { return BEST_OF_EACH(first_occurrence); }
+const NearDuplicatesKernels& near_duplicates_kernels() { return BEST_OF_EACH(near_duplicates); }
 const PackCodesKernels& pack_codes_kernels() { return BEST_OF_EACH(pack_codes); }
 
 #undef BEST_OF_EACH

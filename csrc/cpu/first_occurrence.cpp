@@ -115,7 +115,7 @@ class Run {
 
  public:
   static size_t scratch_bytes(const Plan& plan) {
-    return kAlignment + plan.blocks() * kBlockBytes + plan.rows * (sizeof(uint16_t) + (groups ? sizeof(uint32_t) : 0));
+    return kAlignment + plan.blocks() * kBlockBytes + entries(plan) * sizeof(uint32_t) + plan.rows * sizeof(uint16_t);
   }
 
   Run(const FirstOccurrence& args, const Plan& plan, void* scratch)
@@ -123,7 +123,7 @@ class Run {
         plan_(plan),
         blocks_(static_cast<char*>(scratch) + -reinterpret_cast<uintptr_t>(scratch) % kAlignment),
         kinds_(reinterpret_cast<uint32_t*>(blocks_ + plan.blocks() * kBlockBytes)),
-        partition_of_(reinterpret_cast<uint16_t*>(kinds_ + (groups ? plan.rows : 0))),
+        partition_of_(reinterpret_cast<uint16_t*>(kinds_ + entries(plan))),
         next_(plan.blocks(), 0),
         chains_(plan.chunks * plan.partitions),
         partition_begin_(plan.partitions + 1),
@@ -151,6 +151,9 @@ class Run {
   struct Chain {  // of the blocks that hold a chunk's rows of a partition
     uint32_t first_block, rows;
   };
+
+  // Of kinds_: one a row at most, and for each chunk some that are nobody's; see number().
+  static int64_t entries(const Plan& plan) { return groups ? plan.rows + plan.chunks * kBatch : 0; }
 
   template <typename F>
   void for_chunks(F&& f) {
@@ -351,8 +354,11 @@ class Run {
   }
 
   // Step 3. A kind's entry of kinds_ is the number of its rows, until its first row is met: then it becomes the number of its
-  // group. A row whose kind appeared in an earlier chunk cannot know whether that has happened, and leaves a note in its place:
-  // the entry's index, as a negative number.
+  // group. A row whose kind appeared in an earlier chunk cannot know whether that has happened: it leaves a note in its place,
+  // the entry's index as a negative number, and works on an entry that is nobody's.
+  //
+  // Without branches and without what compilers make branches of: which rows are the first is anybody's guess, and wrong
+  // guesses took as long as all else together.
   template <bool first_chunk>
   void number(int64_t chunk, int64_t next_group) {
     struct Cursor {
@@ -364,33 +370,33 @@ class Run {
       const uint32_t before = kinds_before(chunk, p);
       cursors[p] = {answers(chain(chunk, p).first_block), static_cast<uint32_t>(partition_begin_[p]), before, before};
     }
+    const auto nobodys = static_cast<uint32_t>(plan_.rows + chunk * kBatch);
+    std::fill_n(kinds_ + nobodys, kBatch, 0);
     uint32_t entry[kBatch];
-    bool early[kBatch];
+    int64_t note[kBatch], counts[kBatch + 1];
     alignas(64) int64_t group[kBatch];
-    int64_t counts[kBatch + 1];
     const int64_t end = plan_.begin(chunk + 1);
     for (int64_t i = plan_.begin(chunk); i < end; i += kBatch) {
       const int64_t rows = std::min(kBatch, end - i);
       bool* const keep = args_.keep + i;
       for (int64_t j = 0; j < rows; ++j) {
         Cursor& cursor = cursors[partition_of_[i + j]];
-        const uint32_t kind = next_answer(cursor.at);
-        entry[j] = cursor.begin + kind;
+        const uint32_t kind = next_answer(cursor.at), own = cursor.begin + kind;
+        const uint32_t early = first_chunk ? 0 : -static_cast<uint32_t>(kind < cursor.early);  // all bits or none
+        entry[j] = select(early, nobodys + static_cast<uint32_t>(j), own);
+        note[j] = ~static_cast<int64_t>(own) & -static_cast<int64_t>(early & 1);
         __builtin_prefetch(kinds_ + entry[j]);
         __builtin_prefetch(kinds_ + cursor.begin + cursor.seen + 16);
         keep[j] = kind == cursor.seen;
-        early[j] = kind < cursor.early;
         cursor.seen += keep[j];
       }
       int64_t firsts = 0;
-      for (int64_t j = 0; j < rows; ++j) {  // without branches: which rows are the first is anybody's guess
-        uint32_t nobody = 0;
-        uint32_t& kind = first_chunk || !early[j] ? kinds_[entry[j]] : nobody;
-        const int64_t value = kind, number = keep[j] ? next_group + firsts : value;
-        kind = static_cast<uint32_t>(number);
+      for (int64_t j = 0; j < rows; ++j) {
+        const int64_t value = kinds_[entry[j]], number = select(-int64_t{keep[j]}, next_group + firsts, value);
+        kinds_[entry[j]] = static_cast<uint32_t>(number);
         counts[firsts] = value;
         firsts += keep[j];
-        group[j] = first_chunk || !early[j] ? number : ~static_cast<int64_t>(entry[j]);
+        group[j] = number | note[j];
       }
       std::memcpy(counts_ + next_group, counts, firsts * sizeof(int64_t));
       next_group += firsts;
@@ -398,6 +404,9 @@ class Run {
     }
     stream_fence();
   }
+
+  template <typename T>
+  static T select(T mask, T chosen, T other) { return other ^ ((other ^ chosen) & mask); }
 
   void look_up_late() {
     constexpr int64_t kGrain = 1 << 15;
@@ -412,7 +421,7 @@ class Run {
   const FirstOccurrence& args_;
   const Plan& plan_;
   char* const blocks_;            // [blocks, kBlock] Rows; then their answers
-  uint32_t* const kinds_;         // [rows], those of partition p from partition_begin_[p]; see number()
+  uint32_t* const kinds_;         // [entries], those of partition p from partition_begin_[p]; see number()
   uint16_t* const partition_of_;  // [rows]
   std::vector<uint32_t> next_;    // [blocks], of a chain
   std::vector<Chain> chains_;     // [chunks, partitions]

@@ -27,12 +27,12 @@ class Row:
     Attributes:
         table: the table it belongs to.
         case: what was run, a value for each column.
-        dtype: of the arithmetic: "float32" or "bfloat16".
+        dtype: of the arithmetic ("float32", "bfloat16"), or of the data where there is none.
         seconds: the median of each contender.
         skipped: why the others did not run.
         gflop: work of the direct convolutions, in 10^9 operations, whatever was computed in truth.
         gigabytes: bytes that must be moved, by the count that ``benchmarks/layers.py`` explains.
-        images: in a batch, where a rate in images/s is more telling than a time.
+        images: in a batch (or codes), where a rate is more telling than a time.
         conditions: threads, allocator, versions.
         ceilings: of the machine, the best of the whole run.
         fma_beside: GFLOP/s of fused multiply-adds between the rounds of this very row, median.

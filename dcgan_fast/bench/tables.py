@@ -14,6 +14,9 @@ TITLES = {
     "ops": "Layers as one op, ms",
     "bn_act": "Batch norm and activation alone, ms",
     "convolution": "Convolutions alone, ms",
+    "dedup": "First occurrences of 128-bit codes, codes/s",
+    "dedup-data": "First occurrences in awkward data, codes/s",
+    "pack_codes": "Activations to bits, ms",
 }
 
 _SLOWER = 0.95  # below this ratio to the best of the others a case counts as slower

@@ -6,10 +6,10 @@ Activations of an autoencoder are thresholded to bits (:func:`pack_codes`); imag
 
 from __future__ import annotations
 
-from .codes import first_occurrence, first_of_each, pack_codes
+from .codes import first_occurrence, first_of_each, near_duplicates, pack_codes
 from .index import DedupIndex
 
-__all__ = ["DedupIndex", "first_occurrence", "first_of_each", "pack_codes"]
+__all__ = ["DedupIndex", "first_occurrence", "first_of_each", "near_duplicates", "pack_codes"]
 
-OPS = ("pack_codes", "first_occurrence", "first_of_each")
+OPS = ("pack_codes", "first_occurrence", "first_of_each", "near_duplicates")
 """Those with kernels of their own, for :func:`dcgan_fast.build_info`."""

@@ -1,4 +1,4 @@
-"""The dedup ops: activations to codes, and which codes are the first of their kind."""
+"""The dedup ops: activations to codes, which codes are the first of their kind, and which are nearly the same."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 from . import reference
 from .distributed import joined_first_occurrence
 
-__all__ = ["first_occurrence", "first_of_each", "pack_codes"]
+__all__ = ["first_occurrence", "first_of_each", "near_duplicates", "pack_codes"]
 
 _ops = torch.ops.dcgan_fast
 _SERVED_DEVICES = ("cpu",)
@@ -98,6 +98,34 @@ def first_of_each(codes: Tensor) -> Tensor:
     return _ops.first_of_each(codes)
 
 
+def near_duplicates(codes: Tensor, radius: int) -> tuple[Tensor, Tensor]:
+    """All pairs of rows whose codes differ in at most ``radius`` bits. Exact.
+
+    By multi-index hashing: bits are shared out to ``radius + 1`` parts, in one of which two such codes must agree.
+    Time goes with the number of rows and with that of pairs that agree in a part: for codes of 128 bits that vary
+    freely, few more than are found; for codes of which only some bits vary, up to all pairs. On devices other than the
+    CPU all rows are compared with all.
+
+    Args:
+        codes: int64 ``(N, words)``, as for :func:`first_occurrence`.
+        radius: 0 to 3 bits.
+
+    Returns:
+        ``pairs``, int64 ``(P, 2)``: rows ``i < j``, in order of i, then j; ``distances``, int64 ``(P,)``: bits that
+        differ. Equal rows are pairs too, of distance 0: n of a kind make n (n - 1) / 2. Leave them out first
+        (:func:`first_of_each`) where many are expected.
+
+    Raises:
+        ValueError: a shape or value is wrong, or there are more than 10^9 pairs.
+        TypeError: the dtype is wrong.
+
+    Source: Norouzi, Punjani, Fleet 2012, "Fast search in Hamming space with multi-index hashing".
+    """
+    if not served(codes):
+        return reference.near_duplicates(codes, radius)
+    return _ops.near_duplicates(codes, radius)
+
+
 # ---------------------------------------------------------------- shapes without data
 
 
@@ -117,3 +145,9 @@ def _(codes):  # type: ignore[no-untyped-def]
 @torch.library.register_fake("dcgan_fast::first_of_each")
 def _(codes):  # type: ignore[no-untyped-def]
     return codes.new_empty(codes.size(0), dtype=torch.bool)
+
+
+@torch.library.register_fake("dcgan_fast::near_duplicates")
+def _(codes, radius):  # type: ignore[no-untyped-def]
+    pairs = torch.library.get_ctx().new_dynamic_size()
+    return codes.new_empty(pairs, 2), codes.new_empty(pairs)

@@ -9,7 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["first_occurrence", "first_of_each", "pack_codes"]
+__all__ = ["first_occurrence", "first_of_each", "near_duplicates", "pack_codes"]
+
+_BLOCK = 1024  # rows that are compared with all at once
 
 
 def check_codes(op: str, codes: Tensor, name: str = "codes") -> None:
@@ -63,3 +65,20 @@ def first_of_each(codes: Tensor) -> Tensor:
     """See :func:`dcgan_fast.dedup.first_of_each`."""
     check_codes("first_of_each", codes)
     return first_occurrence(codes)[0]
+
+
+def near_duplicates(codes: Tensor, radius: int) -> tuple[Tensor, Tensor]:
+    """See :func:`dcgan_fast.dedup.near_duplicates`. Compares all rows with all."""
+    check_codes("near_duplicates", codes)
+    if radius not in (0, 1, 2, 3):
+        raise ValueError(f"near_duplicates(): 'radius' must be 0, 1, 2 or 3, got {radius}")
+    places = torch.arange(64, device=codes.device)
+    signs = (codes[:, :, None] >> places & 1).flatten(1).float() * 2 - 1
+    pairs, distances = [codes.new_empty(0, 2)], [codes.new_empty(0)]
+    for start in range(0, len(codes), _BLOCK):
+        block = signs[start : start + _BLOCK]
+        apart = (signs.size(1) - block @ signs[start:].T) / 2  # agreeing bits are 1, others -1
+        near = (apart <= radius).triu(1).nonzero()
+        pairs.append(near + start)
+        distances.append(apart[near[:, 0], near[:, 1]].long())
+    return torch.cat(pairs), torch.cat(distances)
