@@ -16,7 +16,7 @@ import secrets
 import shutil
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
@@ -36,6 +36,7 @@ try:
 except ImportError:  # Windows has none; see the module's docstring
     fcntl = None  # type: ignore[assignment]
 
+_BLOCK = 1024  # images of a subset copied at once
 _MOST_WORKERS = 16
 _NAMED = 10  # unreadable images named in the warning; header.json names all
 _NPY_HEADER = 128  # numpy pads to a multiple of 64, and no shape of ours needs less or more
@@ -89,6 +90,29 @@ def prepare(
         if not _sound(path, verify):  # another process may have made it while we waited
             _build(found, path, image_size, channels, progress, workers)
     return open_prepared(path, verify=True)
+
+
+def prepare_subset(
+    dataset: Dataset, key: str, choose: Callable[[], np.ndarray], progress: bool = True
+) -> Dataset:
+    """Makes a prepared set of some images of another, or opens the one that was made before.
+
+    dataset:  a prepared set
+    key:      stands for how they are chosen: with the same set and key, the first choice is found again
+    choose:   called where there is none yet: bool (N,), which images to take
+    progress: whether to say that another process is at it
+
+    It lies beside the set and is a copy. Raises UserError when ``dataset`` is not on disk and when the copy cannot be
+    written.
+    """
+    if dataset.path is None:
+        raise UserError(f"prepare_subset(): {dataset.name} is no prepared data set")
+    digest = hashlib.sha256(f"{dataset.path.name} {key}".encode()).hexdigest()
+    path = dataset.path.with_name(f"{dataset.path.name}-{digest[:16]}")
+    with _writing_to(path.parent), _locked(path, progress):
+        if not _sound(path, verify=False):
+            _build_subset(dataset, path, choose())
+    return open_prepared(path)
 
 
 def cache_directory(cache_dir: str | Path | None = None) -> Path:
@@ -157,6 +181,32 @@ def _build(
                 "skipped": skipped,
             }
         _report_skipped(found, shape[0], skipped)
+        with _durable(partial / HEADER) as file:
+            file.write(json.dumps(header, indent=1).encode())
+        _publish(partial, path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _build_subset(dataset: Dataset, path: Path, chosen: np.ndarray) -> None:
+    assert dataset.path is not None
+    header = json.loads((dataset.path / HEADER).read_text("utf-8"))
+    rows = np.flatnonzero(chosen)
+    shape = (len(rows), *dataset.images.shape[1:])
+    partial = _partial_name(path)
+    partial.mkdir()
+    try:
+        _require_space(partial, shape)
+        digest = hashlib.sha256()
+        with _durable(partial / IMAGES) as file:
+            file.write(_npy_header(shape))
+            for start in range(0, len(rows), _BLOCK):
+                block = dataset.images[rows[start : start + _BLOCK]]
+                digest.update(block.data)
+                file.write(block.data)
+        header["images"] = describe_array(partial / IMAGES, shape, "uint8", digest.hexdigest())
+        header["labels"] = _write_labels(partial, dataset.labels, chosen)
+        header["removed"] = len(dataset) - len(rows)
         with _durable(partial / HEADER) as file:
             file.write(json.dumps(header, indent=1).encode())
         _publish(partial, path)
