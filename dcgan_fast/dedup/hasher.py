@@ -290,10 +290,13 @@ class SemanticHasher(TransformerMixin, BaseEstimator):
             raise NotFittedError("SemanticHasher.save(): call fit() first")
         write_bytes(path, self.to_bytes())
 
+    def settings(self) -> dict[str, Any]:
+        """The parameters that codes depend on: all but device, progress and callback."""
+        return {k: v for k, v in self.get_params().items() if k not in _NOT_SAVED}
+
     def to_bytes(self) -> bytes:
         """What :meth:`save` writes."""
-        settings = {k: v for k, v in self.get_params().items() if k not in _NOT_SAVED}
-        about = {"version": _VERSION, "settings": settings, "history": self.history_}
+        about = {"version": _VERSION, "settings": self.settings(), "history": self.history_}
         metadata = {
             _FORMAT: json.dumps(about)
         }  # one entry: several come in an order of their own each time
