@@ -28,13 +28,19 @@ def configure_torch(config: TrainConfig, device: torch.device) -> None:
 
 def load_data(config: TrainConfig) -> Dataset:
     """The prepared data set; the first time takes a while, on whose progress a terminal is told."""
-    return prepare(
+    progress = sys.stderr.isatty()
+    dataset = prepare(
         config.data,
         image_size=config.image_size,
         channels=config.channels,
         split=config.split,
-        progress=sys.stderr.isatty(),
+        progress=progress,
     )
+    if config.dedup:
+        from ..dedup.images import without_near_duplicates  # scikit-learn takes a while to import
+
+        dataset = without_near_duplicates(dataset, progress=progress)
+    return dataset
 
 
 def check_networks(config: TrainConfig) -> None:

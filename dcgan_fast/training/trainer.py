@@ -85,6 +85,11 @@ class Trainer:
         config = config or TrainConfig()
         if (generator is None) != (discriminator is None):
             raise UserError("Trainer(): give both 'generator' and 'discriminator', or neither")
+        if dataset is not None and config.dedup:
+            raise UserError(
+                "Trainer(): 'dedup' is for config.data; give 'dataset' without its near-duplicates "
+                "(dcgan_fast.dedup.images.without_near_duplicates)"
+            )
         self.device = pick_device(config.device)
         configure_torch(config, self.device)
         if generator is None:
