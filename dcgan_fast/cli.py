@@ -620,7 +620,8 @@ def _dedup_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device", default="auto", help="cpu, cuda, cuda:1 ... (default: CUDA where there is one)"
     )
-    add = _adder(parser.add_argument_group("training the hasher"))
+    group = parser.add_argument_group("training the hasher")
+    add = _adder(group)
     add(
         "--code-noise",
         type=float,
@@ -636,7 +637,7 @@ def _dedup_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="of weights, order and noise (default: 0)",
     )
-    parser.add_argument(
+    group.add_argument(
         "--train-images",
         type=_positive,
         metavar="N",
