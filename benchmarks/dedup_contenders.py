@@ -1,7 +1,7 @@
 """What the dedup ops are compared with, and the data that they are compared on.
 
-All return which rows to keep and how many rows each group has. The group of each row, which ours gives too, is not asked
-of them.
+All return which rows to keep and how many rows each group has. The group of each row, which ours gives too, is not
+asked of them.
 """
 
 from __future__ import annotations

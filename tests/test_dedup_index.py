@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import pickle
 import random
+import resource
 import signal
 import time
 from pathlib import Path
@@ -240,6 +241,24 @@ def test_a_full_disk_leaves_the_last_save(tmp_path: Path, monkeypatch):
         patch.setattr(os, "fsync", full)
         with pytest.raises(UserError, match="cannot write .*: No space left on device"):
             index.save(path)
+    assert path.read_bytes() == before
+    index.save(path)
+    assert torch.equal(DedupIndex.load(path).codes, index.codes)
+
+
+def test_a_section_that_does_not_fit_is_taken_away(tmp_path: Path):
+    path = tmp_path / "index"
+    index = index_of(random_codes(100))
+    index.save(path)
+    before = path.read_bytes()
+    index.add(random_codes(100_000))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 20_000, limits[1]))
+        with pytest.raises(UserError, match="cannot write .*: File too large"):
+            index.save(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert path.read_bytes() == before
     index.save(path)
     assert torch.equal(DedupIndex.load(path).codes, index.codes)

@@ -166,8 +166,7 @@ class DedupIndex:
         if self._saved is None or not _is_as_saved(self._saved, path):
             with atomic_write(path) as file:
                 file.write(_HEADER.pack(_MAGIC, _VERSION, self.words))
-                start = _Saved(path, _HEADER.size, 0, 0, b"")
-                self._saved, saved = None, self._write_section(file, start)
+                saved = self._write_section(file, _Saved(path, _HEADER.size, 0, 0, b""))
         elif self._saved.count == len(self):
             return
         else:
@@ -178,15 +177,14 @@ class DedupIndex:
         try:
             with open(saved.path, "r+b") as file:
                 file.seek(saved.size)
-                try:
-                    after = self._write_section(file, saved)
-                    file.flush()
-                    os.fsync(file.fileno())
-                except BaseException:
-                    file.truncate(saved.size)
-                    raise
-        except OSError as error:
-            raise cannot_write(saved.path, error) from error
+                after = self._write_section(file, saved)
+                file.flush()
+                os.fsync(file.fileno())
+        except BaseException as error:
+            _cut(saved)
+            if isinstance(error, OSError):
+                raise cannot_write(saved.path, error) from error
+            raise
         return after
 
     def _write_section(self, file: BinaryIO, before: _Saved) -> _Saved:
@@ -267,6 +265,14 @@ def _digest(before: bytes, codes: np.ndarray) -> bytes:
     digest = hashlib.sha256(before)
     digest.update(codes.data)
     return digest.digest()
+
+
+def _cut(saved: _Saved) -> None:
+    """Takes away what was written of a section that failed."""
+    try:
+        os.truncate(saved.path, saved.size)
+    except OSError:  # load() tells a torn section by its checksum
+        pass
 
 
 def _is_as_saved(saved: _Saved, path: Path) -> bool:
