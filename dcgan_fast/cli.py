@@ -1,4 +1,4 @@
-"""The command line: ``dcgan-fast train | sample | convert | info | bench``.
+"""The command line: ``dcgan-fast train | sample | dedup | convert | info | bench``.
 
 Each command turns its arguments into one call of the Python API. What the person at the keyboard
 can mend (:class:`~dcgan_fast.errors.UserError`, a file that cannot be opened, memory that ran out)
@@ -24,12 +24,12 @@ from . import __version__, build_info, models
 from .bench import load_run, report_markdown, write_report
 from .convert import FORMATS, convert
 from .data.find import NAMES
+from .devices import pick_device
 from .errors import UserError
 from .files import make_folder
 from .nn import explain
 from .training import ProgressBar, TrainConfig, Trainer, load_networks
 from .training.config import DIGITS_WIDTH, EPOCHS, LOSS_OUTPUTS, STEPS_AT_LEAST
-from .training.setup import pick_device
 from .visualize import image_grid, save_png, to_image
 
 _FIGURES = Path("benchmarks/results")  # where `make bench` puts them
@@ -103,8 +103,11 @@ def _train(resume: str | None = None, **settings: Any) -> int:
 
 def _summary(trainer: Trainer) -> str:
     count, *shape = trainer.dataset.images.shape
+    removed = (
+        f" ({trainer.dataset.removed:,} near-duplicates removed)" if trainer.config.dedup else ""
+    )
     return (
-        f"{trainer.dataset.name}: {count:,} images of {'x'.join(map(str, shape))}; "
+        f"{trainer.dataset.name}: {count:,} images of {'x'.join(map(str, shape))}{removed}; "
         f"{trainer.config.preset}: {_weights(trainer.generator):,} + "
         f"{_weights(trainer.discriminator):,} weights; "
         f"{trainer.epochs} epochs of {trainer.steps_per_epoch} steps on {trainer.device}"
@@ -182,6 +185,59 @@ def _latents_of(generator: models.Generator, seeds: Sequence[int]) -> Tensor:
         generator.sample_latent(1, generator=torch.Generator().manual_seed(seed)) for seed in seeds
     ]
     return torch.cat(rows)
+
+
+def _dedup(
+    images: str,
+    out: str,
+    hasher: str | None,
+    split: str,
+    train_images: int | None,
+    device: str,
+    **settings: Any,
+) -> int:
+    from .dedup.hasher import SemanticHasher  # scikit-learn takes most of a second to import
+    from .dedup.images import TRAIN_IMAGES, deduplicate
+
+    bars = sys.stderr.isatty()
+    pick_device(device)
+    if hasher is None:
+        chosen = SemanticHasher(device=device, progress=bars, **settings)
+    else:
+        flags = {"code_noise": "--code-noise", "epochs": "--epochs", "random_state": "--seed"}
+        asked = [flags[name] for name in settings]
+        asked += ["--train-images"] if train_images is not None else []
+        if asked:
+            raise UserError(f"{asked[0]} is for training, and --hasher {hasher} is trained already")
+        chosen = SemanticHasher.load(hasher, device=device)
+    try:
+        found = deduplicate(
+            images,
+            out,
+            hasher=chosen,
+            trained=hasher is not None,
+            split=split,
+            train_images=TRAIN_IMAGES if train_images is None else train_images,
+            progress=bars,
+        )
+    except KeyboardInterrupt:
+        print("stopped; the same command continues where it was", file=sys.stderr)
+        return 130
+    print(
+        f"{found.images:,} images: {found.removed:,} near-duplicates removed "
+        f"({found.removed / found.images:.1%}), in {found.groups:,} groups; "
+        f"{found.hashed / max(found.seconds, 1e-9):,.0f} images/s"
+    )
+    for path, what in (
+        (found.kept_file, f"{found.images - found.removed:,} images to keep: name, group"),
+        (found.removed_file, "those removed: name, group, name of the one that is kept"),
+        (found.unreadable_file, f"{len(found.unreadable):,} that could not be read"),
+        (found.sheet, "the largest groups: look whether they are near-duplicates"),
+        (found.hasher_file, "the hasher, for --hasher"),
+    ):
+        if path is not None:
+            print(f"{os.path.relpath(path)}: {what}")
+    return 0
 
 
 def _convert(source: str, out: str, source_format: str | None, target_format: str | None) -> int:
@@ -293,6 +349,21 @@ def _parser() -> argparse.ArgumentParser:
             "dcgan-fast sample runs/digits-pytorch --seeds 1-16 --out digits.png",
         )
     )
+    _dedup_arguments(
+        add(
+            "dedup",
+            _dedup,
+            "list which images to keep, without near-duplicates",
+            "Trains a small autoencoder on some of the images, hashes each image to its 128 bits (the\n"
+            "DCGAN paper's way), and keeps the first image of each code. Beside kept.txt it writes\n"
+            "kept.removed.txt, kept.groups.png (the largest groups, to be looked at) and\n"
+            "kept.hasher.safetensors. Nothing of yours is changed.\n"
+            "Lines are NAME, a tab, the group's number; of removed images also a tab and the name of\n"
+            "the image that is kept. Images without a name have their number from 0.\n"
+            "Broken off, the same command continues where it was.",
+            "dcgan-fast dedup photos/ --out kept.txt && cut -f1 kept.txt",
+        )
+    )
     _convert_arguments(
         add(
             "convert",
@@ -349,6 +420,7 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
     add("--channels", type=int, metavar="C", help="1 to 4 (default: as the data has)")
     add("--split", metavar="PART", help=f"train, test or all (default: {default.split})")
     add("--flip", action="store_true", help="mirror images at random")
+    add("--dedup", action="store_true", help="leave near-duplicates out (see dcgan-fast dedup)")
 
     add = _adder(parser.add_argument_group("networks"))
     add(
@@ -529,6 +601,47 @@ def _sample_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--device", default="auto", help="cpu, cuda, cuda:1 ... (default: CUDA where there is one)"
+    )
+
+
+def _dedup_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "images",
+        metavar="IMAGES",
+        help="a folder or zip of images, an LSUN lmdb, a prepared data set, or whatever train takes",
+    )
+    parser.add_argument(
+        "--out", default="kept.txt", metavar="FILE", help="the list (default: kept.txt)"
+    )
+    parser.add_argument("--hasher", metavar="FILE", help="use this one; nothing is trained")
+    parser.add_argument(
+        "--split", default="all", metavar="PART", help="train, test or all (default)"
+    )
+    parser.add_argument(
+        "--device", default="auto", help="cpu, cuda, cuda:1 ... (default: CUDA where there is one)"
+    )
+    group = parser.add_argument_group("training the hasher")
+    add = _adder(group)
+    add(
+        "--code-noise",
+        type=float,
+        metavar="X",
+        help="how near is near: with more, images that differ more share codes (default: 2; from 4 on different "
+        "images begin to)",
+    )
+    add("--epochs", type=int, metavar="N", help="(default: as many as make 2,400 updates)")
+    add(
+        "--seed",
+        dest="random_state",
+        type=int,
+        metavar="N",
+        help="of weights, order and noise (default: 0)",
+    )
+    group.add_argument(
+        "--train-images",
+        type=_positive,
+        metavar="N",
+        help="drawn at random to train on (default: 20000, or all)",
     )
 
 

@@ -18,6 +18,11 @@ from .files import write_bytes
 Path = str | os.PathLike[str]
 
 _READABLE = 64  # pixels that an image in a grid should have to be looked at
+_SHEET = (
+    200,
+    200,
+    200,
+)  # of a contact sheet: pictures with white and with black borders stand out from it
 _ALPHA = {2: 1, 4: 3}  # channels of a picture -> which of them is its opacity
 
 
@@ -74,6 +79,39 @@ def image_grid(
         left = padding + index % columns * cell_w
         canvas[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
     return _pillow(canvas)
+
+
+def contact_sheet(
+    groups: Sequence[tuple[str, NDArray[np.uint8]]], *, columns: int = 16
+) -> Image.Image:
+    """Lay groups of pictures out like words on a page, each under its title, on grey.
+
+    ``groups``: titles, and uint8 images ``(n, 3, H, W)`` of one size for all, ``n`` from 1 to ``columns``, the number
+    of pictures side by side.
+    """
+    if not groups:
+        raise ValueError("contact_sheet(): 'groups' must hold at least one group, got none")
+    height, width = groups[0][1].shape[2:]
+    gap, title = 8, 16
+    places, x, y = [], gap, gap
+    right = columns * (width + 1) + 2 * gap
+    for _, pictures in groups:
+        if not 1 <= len(pictures) <= columns:
+            raise ValueError(
+                f"contact_sheet(): a group must have 1 to {columns} pictures, got {len(pictures)}"
+            )
+        if x + len(pictures) * (width + 1) > right:
+            x, y = gap, y + title + height + gap
+        places.append((x, y))
+        x += len(pictures) * (width + 1) + gap
+    sheet = Image.new("RGB", (right, y + title + height + gap), _SHEET)
+    draw = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(12)
+    for (text, pictures), (x, y) in zip(groups, places, strict=True):
+        draw.text((x, y), text, fill=_DARK, font=font)
+        for index, picture in enumerate(pictures):
+            sheet.paste(_pillow(picture.transpose(1, 2, 0)), (x + index * (width + 1), y + title))
+    return sheet
 
 
 def save_png(image: Image.Image, path: Path) -> None:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -143,3 +144,41 @@ def test_a_race_is_off_where_results_differ() -> None:
     with pytest.raises(AssertionError):
         race.run(Benchmark(), budget=0.0, least=2, most=2)
     assert not race.seconds
+
+
+# ------------------------------------------------------------------- how well near-duplicates are found
+
+
+def test_planted_copies_are_of_their_originals() -> None:
+    from dedup_quality import KINDS, plant
+
+    images = np.random.default_rng(0).integers(0, 256, (200, 3, 32, 32), np.uint8)
+    planted = plant(images)
+    assert len(planted.images) == 200 + 2 * len(KINDS)
+    for kind, name in enumerate(KINDS):
+        copies, originals = planted.couples(kind)
+        assert len(copies) == 2 and (planted.kind[originals] == -1).all()
+        same = (planted.images[copies] == planted.images[originals]).all()
+        assert same == (name == "exact")
+        assert np.array_equal(planted.images[originals], images[planted.original[originals]])
+    copies, originals = planted.couples(list(KINDS).index("shifted 1"))
+    for copy, original in zip(planted.images[copies], planted.images[originals], strict=True):
+        inner = copy[:, 1:-1, 1:-1]
+        moved = [
+            original[:, 1 + y : 31 + y, 1 + x : 31 + x] for y in (-1, 0, 1) for x in (-1, 0, 1)
+        ]
+        assert sum(np.array_equal(inner, other) for other in moved) == 1
+
+
+def test_removals_are_judged_by_what_they_match() -> None:
+    from dedup_quality import KINDS, Planted, judge
+
+    #                     an original, its copy, one like it, its copy, found by 1 bit
+    codes = np.array([[0, 0], [0, 0], [0, 0], [7, 0], [6, 0]])
+    planted = Planted(np.zeros((5, 3, 32, 32), np.uint8), np.array([0, 0, 1, 2, 2]), np.full(5, -1))
+    planted.kind[[1, 4]] = 0, 1
+    removed, wrong, found = judge(planted, codes, 0)
+    assert (removed, wrong.tolist(), found[:2]) == (2, [[2, 0]], [1, 0])
+    removed, wrong, found = judge(planted, codes, 1)
+    assert (removed, wrong[:, 0].tolist(), found[:2]) == (3, [2], [1, 1])
+    assert len(found) == len(KINDS)

@@ -120,7 +120,7 @@ def test_every_flag_reaches_its_setting(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr(cli, "Trainer", note)
     flags = (
-        "photos --image-size 64 --channels 3 --split all --flip --preset paper --nz 10 --ngf 11 "
+        "photos --image-size 64 --channels 3 --split all --flip --dedup --preset paper --nz 10 --ngf 11 "
         "--ndf 12 --loss-output sigmoid --netG g.pth --netD d.pth --epochs 3 --max-steps 4 "
         "--batch-size 5 --lr 0.1 --beta1 0.2 --weight-decay 0.3 --alternate --joint-pass --seed 6 --device cpu "
         "--threads 2 --amp bf16 --no-channels-last --no-fuse --no-deterministic --out o --name n "
@@ -137,6 +137,7 @@ def test_every_flag_reaches_its_setting(monkeypatch: pytest.MonkeyPatch) -> None
         nz=10,
         ngf=11,
         ndf=12,
+        dedup=True,
         loss_output="sigmoid",
         init_generator="g.pth",
         init_discriminator="d.pth",
@@ -616,3 +617,99 @@ def test_warnings_are_one_line(
 
 def test_the_trainer_of_the_command_line_is_the_librarys() -> None:
     assert cli.Trainer is Trainer
+
+
+# ------------------------------------------------------------------------------------------ dedup
+
+
+@pytest.fixture(scope="module")
+def twins(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """80 pictures of noise, the first ten of them twice."""
+    path = tmp_path_factory.mktemp("twins") / "twins.npy"
+    noise = np.random.default_rng(0).integers(0, 256, (80, 4, 4, 3), np.uint8)
+    np.save(path, np.concatenate([noise, noise[:10]]))
+    return path
+
+
+def test_dedup(twins: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["dedup", str(twins), "--epochs", "5", "--device", "cpu"]) == 0
+    captured = capsys.readouterr()
+    first, *files = captured.out.splitlines()
+    assert first.startswith("90 images: 10 near-duplicates removed (11.1%), in 10 groups; ")
+    assert files == [
+        "kept.txt: 80 images to keep: name, group",
+        "kept.removed.txt: those removed: name, group, name of the one that is kept",
+        "kept.groups.png: the largest groups: look whether they are near-duplicates",
+        "kept.hasher.safetensors: the hasher, for --hasher",
+    ]
+    assert "images/s" not in captured.err  # no bar where nobody watches
+    assert Path("kept.removed.txt").read_text().splitlines()[9] == "89\t9\t9"
+
+    assert cli.main(["dedup", str(twins), "--hasher", "kept.hasher.safetensors", "--out", "b"]) == 0
+    assert Path("b").read_text() == Path("kept.txt").read_text()
+
+
+def test_dedup_flags_reach_their_settings(
+    twins: Path, monkeypatch: pytest.MonkeyPatch, error_of: Callable[..., str]
+) -> None:
+    from dcgan_fast.dedup import images
+
+    seen: list[Any] = []
+
+    def note(*given: Any, **settings: Any) -> None:
+        seen.append((given, settings))
+        raise cli.UserError("enough")
+
+    monkeypatch.setattr(images, "deduplicate", note)
+    flags = "--out o --split test --code-noise 3 --epochs 4 --seed 5 --train-images 6 --device cpu"
+    assert error_of("dedup", twins, *flags.split()) == "enough"
+    given, settings = seen[0]
+    hasher = settings.pop("hasher")
+    assert given == (str(twins), "o")
+    assert settings == {"trained": False, "split": "test", "train_images": 6, "progress": False}
+    assert (hasher.code_noise, hasher.epochs, hasher.random_state) == (3, 4, 5)
+    error_of("dedup", twins)
+    assert seen[1][1]["hasher"].settings() == images.SemanticHasher().settings()
+
+
+def test_dedup_that_is_broken_off(
+    twins: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from dcgan_fast.dedup import images
+
+    def stop(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(images, "deduplicate", stop)
+    assert cli.main(["dedup", str(twins)]) == 130
+    assert capsys.readouterr().err == "stopped; the same command continues where it was\n"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("nowhere", "nowhere: no such file or folder"),
+        ("digits --split test", "has no 'test' split"),
+        ("digits --hasher none.st", "cannot read none.st: No such file"),
+        ("digits --hasher none.st --seed 1", "--random-state is for training"),
+        ("digits --train-images 0", "a whole number of at least 1 is needed"),
+        ("digits --code-noise -1", "'code_noise' must be a number of at least 0, got -1.0"),
+        ("digits --device abacus", "the device 'abacus' cannot be used here"),
+        ("digits --out .", "is a folder; a file for the list"),
+    ],
+)
+def test_dedup_errors(flags: str, message: str, error_of: Callable[..., str]) -> None:
+    assert message.replace("--random-state", "--seed") in error_of("dedup", *flags.split())
+
+
+def test_train_dedup(
+    twins: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("dcgan_fast.dedup.hasher._UPDATES", 20)
+    tiny = [str(twins), *TINY[1:], "--dedup", "--name", "run"]
+    assert cli.main(["train", *tiny, "--max-steps", "2"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("twins: 80 images of 1x16x16 (10 near-duplicates removed); ")
+    assert load_checkpoint("runs/run")["data"]["shape"] == [80, 1, 16, 16]
+    assert cli.main(["train", "--resume", "runs/run", "--max-steps", "3"]) == 0
+    assert "80 images of 1x16x16 (10 near-duplicates removed)" in capsys.readouterr().out

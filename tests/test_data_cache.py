@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from dcgan_fast.data import Dataset, cache, cache_directory, open_prepared, prepare
+from dcgan_fast.data.cache import prepare_subset
 from dcgan_fast.errors import UserError
 
 resource = pytest.importorskip("resource")
@@ -391,3 +392,42 @@ def test_where_the_cache_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert cache_directory() == tmp_path / "home" / ".cache" / "dcgan_fast"
+
+
+# ------------------------------------------------------------------------------------- subsets
+
+
+def test_a_subset_is_a_prepared_set(tmp_path: Path) -> None:
+    whole = prepare("digits", image_size=8, cache_dir=tmp_path, progress=False)
+    chosen = np.arange(len(whole)) % 3 == 1
+    part = prepare_subset(whole, "every third", lambda: chosen)
+    assert np.array_equal(part.images, whole.images[chosen])
+    assert np.array_equal(part.labels, whole.labels[chosen]) and part.classes == whole.classes
+    assert part.removed == (~chosen).sum() and open_prepared(part.path, verify=True).removed
+    assert pickle.loads(pickle.dumps(part)).removed == part.removed
+
+    def again() -> np.ndarray:
+        raise AssertionError("it was made before")
+
+    assert prepare_subset(whole, "every third", again).path == part.path
+    none = prepare_subset(whole, "none", lambda: np.zeros(len(whole), bool))
+    assert len(none) == 0
+
+
+def test_a_damaged_subset_is_made_again(tmp_path: Path) -> None:
+    whole = prepare("digits", image_size=8, cache_dir=tmp_path, progress=False)
+    part = prepare_subset(whole, "all", lambda: np.ones(len(whole), bool))
+    (part.path / "images.npy").write_bytes(b"")
+    part = prepare_subset(whole, "all", lambda: np.ones(len(whole), bool))
+    assert np.array_equal(part.images, whole.images)
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_a_failed_choice_leaves_nothing(tmp_path: Path) -> None:
+    whole = prepare("digits", image_size=8, cache_dir=tmp_path, progress=False)
+    before = {path.name for path in tmp_path.iterdir() if path.is_dir()}
+    with pytest.raises(ZeroDivisionError):
+        prepare_subset(whole, "k", lambda: 1 // 0)
+    assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == before
+    with pytest.raises(UserError, match="mine is no prepared data set"):
+        prepare_subset(Dataset("mine", np.array(whole.images)), "k", lambda: np.ones(1797, bool))

@@ -20,7 +20,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from dcgan_fast.data import find
+from dcgan_fast.data import find, prepare
 from dcgan_fast.data.cifar import load_plain_pickle
 from dcgan_fast.data.files import arrange, list_files
 from dcgan_fast.data.find import find_source
@@ -607,3 +607,31 @@ def test_the_fingerprint_follows_the_files(tmp_path: Path) -> None:
     added = now()
     (tmp_path / "b.png").rename(tmp_path / "c.png")
     assert len({first, touched, added, now()}) == 4
+
+
+# ---------------------------------------------------------------------------------- prepared sets
+
+
+def test_a_prepared_set_is_a_source(tmp_path: Path) -> None:
+    first = prepare("digits", image_size=8, cache_dir=tmp_path, progress=False)
+    again = prepare(first.path, image_size=8, cache_dir=tmp_path, progress=False)
+    assert again.path != first.path
+    assert np.array_equal(again.images, first.images)
+    assert np.array_equal(again.labels, first.labels) and again.classes == first.classes
+    assert prepare(first.path, image_size=4, channels=3, cache_dir=tmp_path).images.shape[1:] == (
+        3,
+        4,
+        4,
+    )
+    with pytest.raises(UserError, match="'test' split"):
+        prepare(first.path, image_size=8, split="test", cache_dir=tmp_path)
+
+
+def test_pictures_in_files_have_names(tmp_path: Path) -> None:
+    for name in ("b/2.png", "a/1.png"):
+        (tmp_path / name).parent.mkdir()
+        Image.new("RGB", (4, 4)).save(tmp_path / name)
+    with find_source(tmp_path, "all").open() as pictures:
+        assert list(pictures.names) == ["a/1.png", "b/2.png"]
+    with find_source("digits", "all").open() as pictures:
+        assert pictures.names is None

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from dcgan_fast.visualize import (
+    contact_sheet,
     image_grid,
     running_mean,
     save_png,
@@ -107,3 +108,30 @@ def test_curve_is_where_its_values_are() -> None:
 def test_running_mean() -> None:
     assert running_mean(np.array([1.0, 3, 5, 7]), 2).tolist() == [1, 2, 4, 6]
     assert running_mean(np.array([]), 3).size == 0
+
+
+def test_a_contact_sheet_wraps_its_groups_like_words() -> None:
+    colours = [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
+    groups = [
+        (str(c), np.broadcast_to(np.array(c, np.uint8)[:, None, None], (n, 3, 10, 20)))
+        for n, c in zip((3, 1, 2), colours, strict=True)
+    ]
+    sheet = np.asarray(contact_sheet(groups, columns=5))
+    assert sheet.shape == (2 * (16 + 10) + 3 * 8, 5 * 21 + 16, 3)
+
+    def place(colour: tuple[int, int, int]) -> tuple[int, int, int, int]:
+        rows, columns = np.nonzero((sheet == colour).all(2))
+        return rows.min(), rows.max() + 1, columns.min(), columns.max() + 1
+
+    assert place(colours[0]) == (24, 34, 8, 8 + 3 * 21 - 1)
+    assert place(colours[1]) == (24, 34, 8 + 3 * 21 + 8, 8 + 3 * 21 + 8 + 20)
+    assert place(colours[2]) == (58, 68, 8, 8 + 2 * 21 - 1)
+    assert (sheet[8:24] != 200).any()  # titles
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"), [([], "at least one group"), ([0], "1 to 16"), ([17], "1 to 16.*17")]
+)
+def test_wrong_contact_sheets(sizes: list[int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        contact_sheet([("", np.zeros((size, 3, 4, 4), np.uint8)) for size in sizes])

@@ -61,6 +61,7 @@ class FakePictures:
 
     count: int
     channels: int = 3
+    names: None = None
 
     def __post_init__(self) -> None:
         draw = np.random.Generator(np.random.PCG64(_FAKE_SEED))

@@ -16,22 +16,19 @@ import secrets
 import shutil
 import sys
 import warnings
-from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 from ..errors import UserError
 from .dataset import FORMAT, HEADER, IMAGES, LABELS, VERSION, Dataset, describe_array, open_prepared
 from .find import find_source
-from .pictures import Pictures, Rendered
+from .pictures import Pictures, quiet_pillow, render_blocks
 from .source import SPLITS, Source
 
 try:
@@ -39,7 +36,7 @@ try:
 except ImportError:  # Windows has none; see the module's docstring
     fcntl = None  # type: ignore[assignment]
 
-_BLOCK = 64  # pictures a task: small enough for the progress bar to move on large photographs
+_BLOCK = 1024  # images of a subset copied at once
 _MOST_WORKERS = 16
 _NAMED = 10  # unreadable images named in the warning; header.json names all
 _NPY_HEADER = 128  # numpy pads to a multiple of 64, and no shape of ours needs less or more
@@ -60,7 +57,7 @@ def prepare(
 
     source:     ``"digits"``, ``"fake"`` or ``"fake:COUNT"``; ``"mnist"``, ``"fashion-mnist"`` or
                 ``"cifar10"``, looked for in well-known places; or a path: a folder or zip of
-                images, idx files, CIFAR pickles, an LSUN lmdb, a .npy or .npz
+                images, idx files, CIFAR pickles, an LSUN lmdb, a .npy or .npz, a prepared set
     image_size: S in pixels; the shorter side is resized to it and the centre cropped
     channels:   1 grey, 2 grey and alpha, 3 RGB, 4 RGBA; None takes what the source has (image
                 files: 1 if they are grey, else 3). Without alpha, transparency is laid on white
@@ -93,6 +90,29 @@ def prepare(
         if not _sound(path, verify):  # another process may have made it while we waited
             _build(found, path, image_size, channels, progress, workers)
     return open_prepared(path, verify=True)
+
+
+def prepare_subset(
+    dataset: Dataset, key: str, choose: Callable[[], np.ndarray], progress: bool = True
+) -> Dataset:
+    """Makes a prepared set of some images of another, or opens the one that was made before.
+
+    dataset:  a prepared set
+    key:      stands for how they are chosen: with the same set and key, the first choice is found again
+    choose:   called where there is none yet: bool (N,), which images to take
+    progress: whether to say that another process is at it
+
+    It lies beside the set and is a copy. Raises UserError when ``dataset`` is not on disk and when the copy cannot be
+    written.
+    """
+    if dataset.path is None:
+        raise UserError(f"prepare_subset(): {dataset.name} is no prepared data set")
+    digest = hashlib.sha256(f"{dataset.path.name} {key}".encode()).hexdigest()
+    path = dataset.path.with_name(f"{dataset.path.name}-{digest[:16]}")
+    with _writing_to(path.parent), _locked(path, progress):
+        if not _sound(path, verify=False):
+            _build_subset(dataset, path, choose())
+    return open_prepared(path)
 
 
 def cache_directory(cache_dir: str | Path | None = None) -> Path:
@@ -147,7 +167,7 @@ def _build(
             shape = (len(pictures), channels or pictures.channels, image_size, image_size)
             _require_space(partial, shape)
             bar = tqdm(total=shape[0], desc=found.name, unit=" images", disable=not progress)
-            with bar, _quiet_pillow():
+            with bar, quiet_pillow():
                 images, kept, skipped = _write_images(partial, pictures, shape, workers, bar)
             header = {
                 "format": FORMAT,
@@ -168,6 +188,32 @@ def _build(
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def _build_subset(dataset: Dataset, path: Path, chosen: np.ndarray) -> None:
+    assert dataset.path is not None
+    header = json.loads((dataset.path / HEADER).read_text("utf-8"))
+    rows = np.flatnonzero(chosen)
+    shape = (len(rows), *dataset.images.shape[1:])
+    partial = _partial_name(path)
+    partial.mkdir()
+    try:
+        _require_space(partial, shape)
+        digest = hashlib.sha256()
+        with _durable(partial / IMAGES) as file:
+            file.write(_npy_header(shape))
+            for start in range(0, len(rows), _BLOCK):
+                block = dataset.images[rows[start : start + _BLOCK]]
+                digest.update(block.data)
+                file.write(block.data)
+        header["images"] = describe_array(partial / IMAGES, shape, "uint8", digest.hexdigest())
+        header["labels"] = _write_labels(partial, dataset.labels, chosen)
+        header["removed"] = len(dataset) - len(rows)
+        with _durable(partial / HEADER) as file:
+            file.write(json.dumps(header, indent=1).encode())
+        _publish(partial, path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
 def _write_images(
     folder: Path, pictures: Pictures, shape: tuple[int, ...], workers: int, bar: Any
 ) -> tuple[dict[str, Any], np.ndarray, list[str]]:
@@ -180,7 +226,7 @@ def _write_images(
     digest = hashlib.sha256()
     with _durable(folder / IMAGES) as file:
         file.write(bytes(_NPY_HEADER))
-        for rows, (block, unreadable) in _render(pictures, shape, workers):
+        for rows, (block, unreadable) in render_blocks(pictures, shape[2], shape[1], workers):
             for row, reason in unreadable.items():
                 kept[rows[row]] = False
                 skipped.append(reason)
@@ -195,25 +241,6 @@ def _write_images(
         file.write(_npy_header(written))
     entry = describe_array(folder / IMAGES, written, "uint8", digest.hexdigest())
     return entry, kept, skipped
-
-
-def _render(
-    pictures: Pictures, shape: tuple[int, ...], workers: int
-) -> Iterator[tuple[range, Rendered]]:
-    """Blocks of pictures in order, some ahead. Threads: Pillow lets go of the GIL to decode."""
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="dcgan_fast-prepare")
-    ahead: deque[tuple[range, Future[Rendered]]] = deque()
-    try:
-        for start in range(0, shape[0], _BLOCK):
-            rows = range(start, min(start + _BLOCK, shape[0]))
-            ahead.append((rows, pool.submit(pictures.render, rows, shape[2], shape[1])))
-            if len(ahead) > 2 * workers:
-                rows, block = ahead.popleft()
-                yield rows, block.result()
-        for rows, block in ahead:
-            yield rows, block.result()
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _write_labels(
@@ -331,12 +358,3 @@ def _publish(partial: Path, path: Path) -> None:
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise  # else another process was first
-
-
-@contextmanager
-def _quiet_pillow() -> Iterator[None]:
-    """Pillow's remarks on odd files; what cannot be read is reported by us, with its name."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="PIL")
-        warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-        yield

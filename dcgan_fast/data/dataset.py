@@ -37,6 +37,7 @@ class Dataset:
     classes: the labels' names, or None
     path:    the folder of the prepared set, or None for an array of one's own
     skipped: how many unreadable images were left out
+    removed: how many images of the set that this is a part of were not taken
 
     A prepared set is pickled as its path, so handing it to another process copies no pixels.
     """
@@ -47,6 +48,7 @@ class Dataset:
     classes: list[str] | None = None
     path: Path | None = None
     skipped: int = 0
+    removed: int = 0
 
     def __post_init__(self) -> None:
         shape = self.images.shape
@@ -73,7 +75,8 @@ class Dataset:
     def __reduce__(self) -> tuple[Any, ...]:
         if self.path is not None:
             return open_prepared, (self.path,)
-        return Dataset, (self.name, self.images, self.labels, self.classes, None, self.skipped)
+        numbers = (self.skipped, self.removed)
+        return Dataset, (self.name, self.images, self.labels, self.classes, None, *numbers)
 
 
 def open_prepared(path: str | Path, *, verify: bool = False) -> Dataset:
@@ -89,8 +92,8 @@ def open_prepared(path: str | Path, *, verify: bool = False) -> Dataset:
             raise UserError(f"{path}: a prepared data set of another version; prepare it again")
         images = _map_array(path / IMAGES, header["images"], verify)
         labels = header["labels"] and np.array(_map_array(path / LABELS, header["labels"], verify))
-        skipped = len(header["skipped"])
-        return Dataset(header["name"], images, labels, header["classes"], path, skipped)
+        numbers = (len(header["skipped"]), header.get("removed", 0))
+        return Dataset(header["name"], images, labels, header["classes"], path, *numbers)
     except UserError:
         raise
     except (OSError, LookupError, TypeError, ValueError) as error:

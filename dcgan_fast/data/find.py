@@ -17,6 +17,7 @@ from .files import folder_source, images_among, list_files, no_images, zip_sourc
 from .idx import idx_file_source, idx_folder_source, idx_sets, is_idx_images
 from .lsun import lmdb_folders, lmdb_source
 from .pictures import SUFFIXES
+from .prepared import is_prepared, prepared_source
 from .source import Source
 
 # Beside the work, as torchvision unpacks them, and where Debian's packages install them.
@@ -74,6 +75,8 @@ def _file(path: Path, split: str) -> Source:
 
 
 def _folder(path: Path, split: str) -> Source:
+    if is_prepared(path):
+        return prepared_source(path, split)
     candidates = _candidates(path, split)
     if len(candidates) > 1:
         several = ", ".join(repr(place) for place in candidates)

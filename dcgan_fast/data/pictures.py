@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import IO, Protocol
@@ -18,6 +22,7 @@ SUFFIXES = frozenset(
 _FORMATS = ("JPEG", "MPO", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF")
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 _GREY_MODES = frozenset({"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L"})
+_BLOCK = 64  # pictures a task: small enough for a progress bar to move on large photographs
 # Decides grey or colour for a set of encoded pictures when the caller does not.
 _PROBED = 32
 
@@ -43,6 +48,10 @@ class Pictures(Protocol):
     def classes(self) -> list[str] | None:
         """Names of the labels, or None."""
 
+    @property
+    def names(self) -> Sequence[str] | None:
+        """Of the pictures, as paths or keys; None where they have but their numbers."""
+
     def __len__(self) -> int: ...
 
     def render(self, rows: range, image_size: int, channels: int) -> Rendered: ...
@@ -56,6 +65,7 @@ class ArrayPictures:
     labels: np.ndarray | None = None
     classes: list[str] | None = None
     resample: Image.Resampling = Image.Resampling.BILINEAR
+    names: Sequence[str] | None = None
 
     @property
     def channels(self) -> int:
@@ -110,6 +120,37 @@ class EncodedPictures:
             except Exception as error:  # Pillow's decoders raise nearly anything on a corrupt file
                 unreadable[row] = f"{self.names[index]}: {error or type(error).__name__}"
         return out, unreadable
+
+
+def render_blocks(
+    pictures: Pictures, image_size: int, channels: int, workers: int, start: int = 0
+) -> Iterator[tuple[range, Rendered]]:
+    """Blocks of pictures from ``start`` on, in order, some rendered ahead by ``workers`` threads.
+
+    Threads, because Pillow lets go of the GIL to decode.
+    """
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="dcgan_fast-prepare")
+    ahead: deque[tuple[range, Future[Rendered]]] = deque()
+    try:
+        for first in range(start, len(pictures), _BLOCK):
+            rows = range(first, min(first + _BLOCK, len(pictures)))
+            ahead.append((rows, pool.submit(pictures.render, rows, image_size, channels)))
+            if len(ahead) > 2 * workers:
+                rows, block = ahead.popleft()
+                yield rows, block.result()
+        for rows, block in ahead:
+            yield rows, block.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def quiet_pillow() -> Iterator[None]:
+    """Pillow's remarks on odd files; what cannot be read is reported by us, with its name."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="PIL")
+        warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+        yield
 
 
 def decode(file: IO[bytes], image_size: int, channels: int) -> np.ndarray:

@@ -47,6 +47,9 @@ class TrainConfig:
     split: str = "train"  # "train", "test" or "all"
     channels: int | None = None  # None: as many as the data has
     flip: bool = False  # mirror each image with probability 1/2
+    dedup: bool = (
+        False  # leave near-duplicates out: dcgan_fast.dedup.images.without_near_duplicates
+    )
 
     # Networks
     preset: str = "pytorch"

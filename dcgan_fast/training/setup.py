@@ -12,23 +12,9 @@ from torch.optim import Adam
 
 from .. import models
 from ..data import Dataset, prepare
-from ..errors import UserError
 from ..nn import unfuse
 from .checkpoint import load_state, load_weights
 from .config import TrainConfig
-
-
-def pick_device(name: str) -> torch.device:
-    """The device of that name; "auto" is CUDA where there is one. Raises :class:`UserError`."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"the device '{name}' cannot be used here: {reason}") from error
-    return device
 
 
 def configure_torch(config: TrainConfig, device: torch.device) -> None:
@@ -42,13 +28,19 @@ def configure_torch(config: TrainConfig, device: torch.device) -> None:
 
 def load_data(config: TrainConfig) -> Dataset:
     """The prepared data set; the first time takes a while, on whose progress a terminal is told."""
-    return prepare(
+    progress = sys.stderr.isatty()
+    dataset = prepare(
         config.data,
         image_size=config.image_size,
         channels=config.channels,
         split=config.split,
-        progress=sys.stderr.isatty(),
+        progress=progress,
     )
+    if config.dedup:
+        from ..dedup.images import without_near_duplicates  # scikit-learn takes a while to import
+
+        dataset = without_near_duplicates(dataset, progress=progress)
+    return dataset
 
 
 def check_networks(config: TrainConfig) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from .. import models
 from ..data import Batches, Dataset
+from ..devices import pick_device
 from ..errors import UserError
 from ..files import write_text
 from ..nn import batch_norm_mode
@@ -43,7 +44,6 @@ from .setup import (
     configure_torch,
     derived_seed,
     load_data,
-    pick_device,
     placed,
 )
 from .signals import StopRequest
@@ -85,6 +85,11 @@ class Trainer:
         config = config or TrainConfig()
         if (generator is None) != (discriminator is None):
             raise UserError("Trainer(): give both 'generator' and 'discriminator', or neither")
+        if dataset is not None and config.dedup:
+            raise UserError(
+                "Trainer(): 'dedup' is for config.data; give 'dataset' without its near-duplicates "
+                "(dcgan_fast.dedup.images.without_near_duplicates)"
+            )
         self.device = pick_device(config.device)
         configure_torch(config, self.device)
         if generator is None:
