@@ -116,8 +116,9 @@ class Emulated:
     OP: str
 
     def __init__(self, program: Path) -> None:
-        # Fibers that a fault left unfinished never free what they hold.
-        environment = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0"}
+        # Fibers that a fault left unfinished never free what they hold; one race is enough.
+        options = {"ASAN_OPTIONS": "detect_leaks=0", "TSAN_OPTIONS": "halt_on_error=1"}
+        environment = {**os.environ, **options}
         self._report = tempfile.TemporaryFile()  # a pipe would fill up while nobody reads it
         self._process = subprocess.Popen(
             [program],

@@ -63,7 +63,7 @@ CODES = [
 
 # Of the kernels that read images: several runs of pixels a block and an image, rows of chunks and of elements, padding.
 IMAGE_CASES = [
-    ConvCase(800, (1, 4, 3), 8, kernel=(3, 3)),
+    ConvCase(10, (1, 4, 3), 8, kernel=(3, 3)),
     ConvCase(1, (3, 32, 32), 64),
     ConvCase(2, (3, 13, 10), 72, kernel=(5, 5), padding=(2, 2)),
 ]
@@ -810,7 +810,7 @@ CHECKS: dict[str, tuple[str, Callable[[Emulated], None], Failures]] = {
 
 def plant(bug: Bug, folder: Path) -> Path:
     """A copy of the kernels with the bug; a part of them, to compile it sooner: float32 alone and no
-    smooth activation of bn_act, bfloat16 alone of the convolutions."""
+    smooth activation of bn_act, bfloat16 alone of the convolutions. Images are shared by two blocks."""
     kernels = folder / bug.name.replace(" ", "_").replace(",", "") / "cuda"
     shutil.copytree(KERNELS, kernels)
     for shared in KERNELS.parent.glob("*.h"):
@@ -831,6 +831,9 @@ def plant(bug: Bug, folder: Path) -> Path:
         ("conv.cu", "run(Tf32Step())", "nullptr"),
         ("conv.cu", "run(Tf32x3Step())", "nullptr"),
         ("conv.cu", "run(FmaStep())", "nullptr"),
+        # two blocks: then a few images are several runs for each
+        ("conv.cu", "kImageBlocks = 396;", "kImageBlocks = 2;"),
+        ("conv.cu", "kTargetBlocks / call.tiles()))", "2 / call.tiles()))"),
     ):
         source = (kernels / name).read_text()
         assert whole in source
