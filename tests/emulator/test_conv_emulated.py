@@ -36,7 +36,7 @@ CASES = [
     ConvCase(2, (8, 10, 9), 17, kernel=(3, 3), stride=(3, 3), padding=(0, 1)),
     ConvCase(1, (5, 14, 40), 24, kernel=(5, 5), padding=(2, 2)),  # the gradient's columns: tiles
     ConvCase(2, (1, 3, 300), 8, kernel=(2, 3), stride=(1, 1), padding=(0, 1)),  # runs within a row
-    ConvCase(800, (1, 4, 3), 8, kernel=(3, 3)),  # several runs a block
+    ConvCase(420, (1, 4, 3), 8, kernel=(3, 3)),  # several runs a block
     ConvCase(2, (9, 7, 9), 24),  # elements one by one
     ConvCase(8, (64, 4, 4), 100, stride=(1, 1), padding=(0, 0)),  # a generator begins
     ConvCase(8, (128, 4, 4), 1, stride=(1, 1), padding=(0, 0)),  # a discriminator ends
