@@ -48,6 +48,7 @@ def compiled_half():
     if not shutil.which(cxx):
         stop(f"no C++ compiler ({cxx}): install g++ (Debian: apt-get install g++), or set CXX")
     flags, link = cxx_flags()
+    standard = ["-std=c++20"] if found < (2, 13) else []  # what newer ones ask for themselves
     sources = [
         str(p)
         for p in sorted(CSRC.rglob("*.cpp"))
@@ -81,7 +82,7 @@ def compiled_half():
         sources,
         define_macros=defines,
         extra_link_args=link,
-        extra_compile_args={"cxx": flags},
+        extra_compile_args={"cxx": flags + standard},
         depends=[str(p) for p in CSRC.rglob("*.h")],
     )
     return {

@@ -54,7 +54,7 @@ Contender = Callable[[], object]
 class Row:
     """One line of the results."""
 
-    table: str  # ceilings, layers, steps, dedup
+    table: str  # ceilings, layers, steps, kernels, dedup
     case: dict[str, str]
     gflop: float = 0.0
     gigabytes: float = 0.0
@@ -238,27 +238,37 @@ class Step:
         return self.loop()
 
 
-def step_rows(timer: Timer, small: bool, net: str, batch: int) -> Iterator[Row]:
-    """Whole steps: the example as it stands, PyTorch at its best, ours; with and without a CUDA graph."""
-    preset, overrides, _ = NETS[net]
-    batch = SMALL_BATCH if small else batch
-    pair = models.build(preset, **overrides, **(SMALL if small else {}))
-    device = "cuda" if ON_A_GPU else "cpu"
-    pair = tuple(network.to(device) for network in pair)
-    size = pair[0].image_size
-    real = torch.rand(batch, pair[0].nc, size, size) * 2 - 1
-    nhwc = real.contiguous(memory_format=torch.channels_last)
+class Nets:
+    """A generator, a discriminator and real images for them, at random."""
 
-    def copies(*, fused: bool) -> tuple[nn.Module, nn.Module]:
-        made = copy.deepcopy(pair)
+    def __init__(self, net: str, batch: int, small: bool) -> None:
+        preset, overrides, _ = NETS[net]
+        pair = models.build(preset, **overrides, **(SMALL if small else {}))
+        self.pair = tuple(network.to("cuda" if ON_A_GPU else "cpu") for network in pair)
+        size = self.pair[0].image_size
+        self.real = torch.rand(batch, self.pair[0].nc, size, size) * 2 - 1
+        self.nhwc = self.real.contiguous(memory_format=torch.channels_last)
+
+    def copies(self, *, fused: bool) -> tuple[nn.Module, nn.Module]:
+        made = copy.deepcopy(self.pair)
         made = made if fused else tuple(map(unfuse, made))
         return tuple(network.to(memory_format=torch.channels_last) for network in made)
 
-    for name, dtype in list(DTYPES.items())[: 1 if small else None]:
+
+def autocast_to(name: str) -> Any:
+    if DTYPES[name] != torch.bfloat16:
+        return nullcontext
+    return partial(torch.autocast, "cuda" if ON_A_GPU else "cpu", dtype=torch.bfloat16)
+
+
+def step_rows(timer: Timer, small: bool, without: list[str], net: str, batch: int) -> Iterator[Row]:
+    """Whole steps: the example as it stands, PyTorch at its best, ours; with and without a CUDA graph."""
+    batch = SMALL_BATCH if small else batch
+    nets = Nets(net, batch, small)
+    pair, real, nhwc, copies = nets.pair, nets.real, nets.nhwc, nets.copies
+    for name in list(DTYPES)[: 1 if small else None]:
         allow_tf32(name)
-        autocast = nullcontext
-        if dtype == torch.bfloat16:
-            autocast = partial(torch.autocast, device, dtype=torch.bfloat16)
+        autocast = autocast_to(name)
         makers: dict[str, Callable[[], Contender]] = {
             "ours": lambda a=autocast: graphed(Step(copies(fused=True), nhwc, a)),
             "ours, eager": lambda a=autocast: Step(copies(fused=True), nhwc, a),
@@ -282,6 +292,8 @@ def step_rows(timer: Timer, small: bool, net: str, batch: int) -> Iterator[Row]:
             )
         contenders: dict[str, Contender] = {}
         failed: dict[str, str] = {}
+        for who in without:
+            makers.pop(who, None)
         for who, make in makers.items():
             try:
                 contenders[who] = make()
@@ -298,6 +310,36 @@ def step_rows(timer: Timer, small: bool, net: str, batch: int) -> Iterator[Row]:
         case = {"net": net, "batch": str(batch), "dtype": name}
         row = Row("steps", case, work / 1e9, 0, times, failed | more)
         yield row
+
+
+def kernel_rows(timer: Timer, small: bool, net: str, batch: int) -> Iterator[Row]:
+    """What our step's time goes to: of each kernel, the launches in a step and their time together."""
+    nets = Nets(net, SMALL_BATCH if small else batch, small)
+    for name in list(DTYPES)[: 1 if small else None]:
+        allow_tf32(name)
+        step = graphed(Step(nets.copies(fused=True), nets.nhwc, autocast_to(name)))
+        steps = 1 if small else 10
+        step()
+        synchronize()
+        with torch.profiler.profile() as profile:
+            for _ in range(steps):
+                step()
+            synchronize()
+        total: dict[str, list[float]] = {}
+        for event in profile.events():
+            if event.device_type == torch.autograd.DeviceType.CUDA:
+                total.setdefault(kernel_name(event.name), []).append(event.time_range.elapsed_us())
+        for kernel, times in sorted(total.items(), key=lambda item: -sum(item[1])):
+            case = {"net": net, "batch": str(batch), "dtype": name}
+            case |= {"launches": f"{len(times) / steps:g}", "kernel": kernel}
+            yield Row("kernels", case, milliseconds={"each step": sum(times) / 1e3 / steps})
+
+
+def kernel_name(name: str) -> str:
+    """Without namespaces and parameters."""
+    for ending in ("void ", "dcgan_fast::cuda::", "at::native::", "(anonymous namespace)::"):
+        name = name.replace(ending, "")
+    return name.rsplit("(", 1)[0][:120]
 
 
 CODE_BITS = 128  # the paper's
@@ -360,7 +402,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="folder for <gpu>-<date>.json; none: print only")
     parser.add_argument("--small", action="store_true", help="tiny layers: does it run?")
     parser.add_argument(
-        "--only", choices=["ceilings", "layers", "steps", "dedup"], help="one table"
+        "--only", choices=["ceilings", "layers", "steps", "kernels", "dedup"], help="one table"
+    )
+    parser.add_argument(
+        "--without", action="append", default=[], metavar="CONTENDER", help='of steps: "compiled"'
     )
     options = parser.parse_args(arguments)
     if not ON_A_GPU and not options.small:
@@ -382,7 +427,10 @@ def main(arguments: list[str] | None = None) -> int:
     sizes = [2_000] if options.small else [1_000_000, 10_000_000, 100_000_000]
     tables = {
         "ceilings": [partial(ceilings, timer, options.small)],
-        "steps": [partial(step_rows, timer, options.small, *step) for step in steps],
+        "steps": [
+            partial(step_rows, timer, options.small, options.without, *step) for step in steps
+        ],
+        "kernels": [partial(kernel_rows, timer, options.small, *steps[0])],
         "layers": [partial(layer_rows, timer, options.small, net)],
         "dedup": [partial(dedup_rows, timer, options.small, rows) for rows in sizes],
     }
