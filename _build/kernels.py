@@ -158,15 +158,28 @@ def cuda_commands(home: Path, targets: list[str]) -> list[list[str]]:
     """nvcc calls, shaped as :func:`cpu_commands`."""
     flags = ["-O3", "-std=c++17", "-lineinfo", "-Xcompiler", "-fPIC,-fvisibility=hidden",
              "-Xptxas", "--warn-on-spills,--warning-as-error"]  # fmt: skip
+    of_sm90a = [target for target in targets if target.endswith("code=sm_90a")]
+    if of_sm90a:
+        flags.append(SM90A)
     return [
-        [str(home / "bin/nvcc"), *flags, *targets, "-c", str(cu), "-o", f"{cu.name}.o"]
+        [str(home / "bin/nvcc"), *flags, *(of_sm90a if only_sm90a(cu) else targets),
+         "-c", str(cu), "-o", f"{cu.name}.o"]
         for cu in sorted(CSRC.glob("cuda/*.cu"))
-    ]
+        if of_sm90a or not only_sm90a(cu)
+    ]  # fmt: skip
+
+
+SM90A = "-DDCGAN_FAST_SM90A"  # there are kernels of warpgroups
+
+
+def only_sm90a(source: Path) -> bool:
+    """Whether it is made of instructions that no other architecture has."""
+    return source.stem.endswith("_sm90a")
 
 
 def emulated_commands(cxx: str) -> list[list[str]]:
     """Compiler calls that make the CUDA kernels run on the CPU (tests/emulator), shaped as :func:`cpu_commands`."""
-    flags = ["-std=c++17", "-O1", "-g1", "-fPIC", "-fvisibility=hidden", "-Wno-unknown-pragmas"]
+    flags = ["-std=c++17", "-O1", "-g1", "-fPIC", "-fvisibility=hidden", "-Wno-unknown-pragmas", SM90A]
     emulator = Path("tests/emulator")
     sources = [emulator / f"{name}.cpp" for name in ("emulator", "fiber", "tensor_core")]
     return [

@@ -2,7 +2,7 @@
 #include <algorithm>
 
 #include "conv.h"
-#include "conv_launch.cuh"
+#include "conv_warpgroup.cuh"
 
 namespace dcgan_fast::cuda {
 
@@ -11,6 +11,10 @@ extern template struct ConvKernels<HalfStep<__half>>;
 extern template struct ConvKernels<Tf32Step>;
 extern template struct ConvKernels<Tf32x3Step>;
 extern template struct ConvKernels<FmaStep>;
+#ifdef DCGAN_FAST_SM90A
+extern template struct WarpgroupKernels<__nv_bfloat16>;
+extern template struct WarpgroupKernels<__half>;
+#endif
 
 namespace {
 
@@ -24,11 +28,21 @@ constexpr const char* kNoTiles = "this shape has no tiles that lie within a chan
 
 bool is_strict(const ConvShape& s) { return s.dtype == DType::kFloat32 && s.precision != Precision::kTf32; }
 
+// Whether products of warpgroups may serve.
+bool by_warpgroups(const ConvShape& s) {
+#ifdef DCGAN_FAST_SM90A
+  return s.warpgroups && s.dtype != DType::kFloat32;
+#else
+  return false;
+#endif
+}
+
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 int element_bytes(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
 int chunk(DType dtype) { return kAccessBytes / element_bytes(dtype); }
 int stage_depth(DType dtype) { return kStageDepthBytes / element_bytes(dtype); }
+constexpr int kWarpgroupDepth = 64;  // of a stage of 16-bit elements
 
 bool aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % kAccessBytes == 0; }
 
@@ -61,7 +75,7 @@ ConvAxis axis_of(const ConvShape& s, bool vertical, bool up) {
 // How a call of launch_conv() is cut, of a canonical shape.
 struct ForwardPlan {
   ConvLaunch call;
-  bool wide;
+  bool warpgroups, wide;
   int64_t blocks;  // without the parts of the depth
   size_t bytes;    // of the partial sums
 };
@@ -81,6 +95,7 @@ ForwardPlan plan_forward(const ConvShape& s, Direction direction, int64_t groups
                                                    : Access::kChunks;
   call.phases_y = up ? call.y.stride : 1;
   call.phases_x = up ? call.x.stride : 1;
+  plan.warpgroups = by_warpgroups(s) && call.access == Access::kChunks && in.channels % kWarpgroupDepth == 0;
   plan.wide = !is_strict(s) && call.access == Access::kChunks && out.channels > kNarrowColumns;
   const int64_t columns = plan.wide ? kWideColumns : kNarrowColumns;
   const int64_t rows =
@@ -89,7 +104,7 @@ ForwardPlan plan_forward(const ConvShape& s, Direction direction, int64_t groups
   call.column_tiles = static_cast<int>(ceil_div(out.channels, columns));
   plan.blocks = groups * call.tiles * call.phases() * call.column_tiles;
   const int64_t phase_taps = ceil_div(s.kernel[0], call.phases_y) * ceil_div(s.kernel[1], call.phases_x);
-  const int64_t depth = stage_depth(s.dtype);
+  const int64_t depth = plan.warpgroups ? kWarpgroupDepth : stage_depth(s.dtype);
   const int64_t steps = call.access == Access::kElements ? ceil_div(phase_taps * in.channels, depth)
                                                          : phase_taps * ceil_div(in.channels, depth);
   const int64_t wanted = plan.blocks ? kTargetBlocks / plan.blocks : 1;
@@ -136,7 +151,7 @@ ThinPlan plan_thin(const ConvShape& s) {
 
 struct WeightGradPlan {
   WeightGradLaunch call;
-  bool wide;
+  bool warpgroups, wide;
   size_t bytes;
 };
 
@@ -156,7 +171,9 @@ WeightGradPlan plan_weight_grad(const ConvShape& s) {
   const int64_t block_columns = plan.wide ? kWideColumns : kNarrowColumns;
   call.row_tiles = static_cast<int>(ceil_div(s.coarse.channels, kBlockRows));
   call.column_tiles = static_cast<int>(ceil_div(columns, block_columns));
-  const int64_t depth = stage_depth(s.dtype), steps = ceil_div(call.pixels, depth);
+  plan.warpgroups = by_warpgroups(s) && call.fine_by_chunks;
+  const int64_t depth = plan.warpgroups ? kWarpgroupDepth : stage_depth(s.dtype);
+  const int64_t steps = ceil_div(call.pixels, depth);
   const int64_t wanted = std::max<int64_t>(1, std::min<int64_t>(kTargetBlocks / call.tiles(), steps / kLeastSteps));
   call.split_pixels = static_cast<int>(std::max<int64_t>(1, ceil_div(steps, wanted)) * depth);
   call.splits = static_cast<int>(std::max<int64_t>(1, ceil_div(call.pixels, call.split_pixels)));
@@ -250,6 +267,12 @@ const char* with_step(const ConvShape& shape, const Run& run) {
     default:
       return run(FmaStep());
   }
+}
+
+// Calls run(T), of a shape whose elements have 16 bits.
+template <typename Run>
+const char* with_half(const ConvShape& shape, const Run& run) {
+  return shape.dtype == DType::kBFloat16 ? run(__nv_bfloat16()) : run(__half());
 }
 
 // Pixels that a kernel of the coarse grid's size reaches at most; every fine pixel in it or not.
@@ -373,6 +396,13 @@ const char* launch_conv(const ConvForward& args, CUstream_st* stream) {
       return with_step(shape, [&](auto step) { return ConvKernels<decltype(step)>::image(image, stream); });
     }
   }
+#ifdef DCGAN_FAST_SM90A
+  if (plan.warpgroups) {
+    return with_half(shape, [&](auto type) {
+      return WarpgroupKernels<decltype(type)>::forward(call, args.direction, plan.wide, plan.blocks, stream);
+    });
+  }
+#endif
   return with_step(shape, [&](auto step) {
     return ConvKernels<decltype(step)>::forward(call, args.direction, plan.wide, plan.blocks, stream);
   });
@@ -402,6 +432,13 @@ const char* launch_conv_weight_grad(const ConvWeightGrad& args, CUstream_st* str
   call.finish.channels = call.fine_channels * (call.merged ? call.taps() : 1);
   call.finish.parameter_channels = call.finish.channels;
   call.finish.by_chunks = call.finish.channels % chunk(shape.dtype) == 0;
+#ifdef DCGAN_FAST_SM90A
+  if (plan.warpgroups) {
+    return with_half(shape, [&](auto type) {
+      return WarpgroupKernels<decltype(type)>::weight_grad(call, plan.wide, stream);
+    });
+  }
+#endif
   return with_step(shape, [&](auto step) { return ConvKernels<decltype(step)>::weight_grad(call, plan.wide, stream); });
 }
 

@@ -159,8 +159,8 @@ constexpr int kConvBlocks = Shape::kWarps == 4 && !kStrict ? 3 : 2;
 template <class Shape, class Step, bool kUp, Access kAccess>
 __global__ void __launch_bounds__(Shape::kThreads, kConvBlocks<Shape, Step::kStrict>) conv(const ConvLaunch launch) {
   using T = typename Step::T;
-  using Pixels = SharedTile<T, Shape::kRows, true>;
-  using Weights = SharedTile<T, Shape::kColumns, !kUp>;
+  using Pixels = typename Step::template Tile<Shape::kRows, true>;
+  using Weights = typename Step::template Tile<Shape::kColumns, !kUp>;
   constexpr int kDepth = Pixels::kDepth;
   [[maybe_unused]] constexpr int kChunk = Pixels::kChunk;
   constexpr bool kByChunks = kAccess != Access::kElements;

@@ -6,7 +6,7 @@
 // of each is the other's forward, and the weight gradient is one function of the two maps for both.
 //
 // As bn_act.h: no torch header, no allocation, no synchronisation, no state; results are a function of the arguments
-// alone, bit for bit, whatever the device.
+// alone, bit for bit, whatever the device: which instructions multiply is one of them.
 #pragma once
 
 #include <cstddef>
@@ -36,6 +36,7 @@ struct ConvShape {
   int64_t kernel[2], stride[2], padding[2];  // (vertical, horizontal)
   DType dtype;                               // of the maps and of the weight
   Precision precision;                       // where dtype is kFloat32
+  bool warpgroups;                           // 16-bit products by wgmma: capability.h says where there are any
 };
 
 // What the gradient of a map is summed up to on its way out, where the map is act(batch_norm(x)). With dz the gradient

@@ -2,6 +2,8 @@
 // its own, conv_<step>.cu, which instantiates ConvKernels.
 #pragma once
 
+#include <algorithm>
+
 #include "conv_image.cuh"
 #include "conv_image_weight_grad.cuh"
 #include "conv_thin.cuh"
@@ -20,9 +22,8 @@ struct Blocks {
   using Wide = BlockShape<kBlockRows, Step::kStrict ? kNarrowColumns : kWideColumns, 64, 32>;
 };
 
-template <class Shape>
-constexpr size_t kSharedBytes = pipeline_bytes<Shape>() > finish_bytes<Shape>() ? pipeline_bytes<Shape>()
-                                                                                : finish_bytes<Shape>();
+template <class Step, class Shape>
+constexpr size_t kSharedBytes = std::max<size_t>(pipeline_bytes<Step, Shape>(), finish_bytes<Shape>());
 
 template <class Step>
 struct ConvKernels {
@@ -37,7 +38,7 @@ struct ConvKernels {
 template <class Step, class Shape, bool kUp, Access kAccess = Access::kChunks>
 const char* launch_forward(const ConvLaunch& call, int64_t blocks, CUstream_st* stream) {
   const char* error =
-      launch(conv<Shape, Step, kUp, kAccess>, blocks * call.splits, Shape::kThreads, kSharedBytes<Shape>, stream, call);
+      launch(conv<Shape, Step, kUp, kAccess>, blocks * call.splits, Shape::kThreads, kSharedBytes<Step, Shape>, stream, call);
   if (error || call.splits == 1) return error;
   return launch(conv_finish_splits<typename Step::T, Shape, kUp>, blocks, Shape::kThreads, finish_bytes<Shape>(),
                 stream, call);
@@ -66,7 +67,7 @@ const char* ConvKernels<Step>::forward(const ConvLaunch& call, Direction directi
 template <class Step>
 const char* ConvKernels<Step>::thin(const ThinLaunch& call, int64_t blocks, CUstream_st* stream) {
   using Narrow = typename Blocks<Step>::Narrow;
-  return launch(conv_thin<Narrow, Step>, blocks, Narrow::kThreads, kSharedBytes<Narrow>, stream, call);
+  return launch(conv_thin<Narrow, Step>, blocks, Narrow::kThreads, kSharedBytes<Step, Narrow>, stream, call);
 }
 
 template <class Step>
@@ -93,7 +94,7 @@ template <class Step, class Shape, bool kCoarseByChunks = true, bool kFineByChun
 const char* launch_weight_grad(const WeightGradLaunch& call, CUstream_st* stream) {
   const int tiles = call.tiles();
   const char* error = launch(conv_weight_grad<Shape, Step, kCoarseByChunks, kFineByChunks>, static_cast<int64_t>(tiles) * call.splits,
-                             Shape::kThreads, kSharedBytes<Shape>, stream, call);
+                             Shape::kThreads, kSharedBytes<Step, Shape>, stream, call);
   if (error || call.splits == 1) return error;
   return launch(conv_weight_grad_splits<typename Step::T, Shape>, tiles, Shape::kThreads, finish_bytes<Shape>(), stream,
                 call);

@@ -54,8 +54,8 @@ template <class Shape, class Step, bool kCoarseByChunks, bool kFineByChunks>
 __global__ void __launch_bounds__(Shape::kThreads, kConvBlocks<Shape, Step::kStrict>)
     conv_weight_grad(const WeightGradLaunch launch) {
   using T = typename Step::T;
-  using Coarse = SharedTile<T, Shape::kRows, false>;
-  using Fine = SharedTile<T, Shape::kColumns, false>;
+  using Coarse = typename Step::template Tile<Shape::kRows, false>;
+  using Fine = typename Step::template Tile<Shape::kColumns, false>;
   constexpr int kDepth = Fine::kDepth;
   [[maybe_unused]] constexpr int kChunk = Fine::kChunk;
   const int tiles = launch.tiles(), split = blockIdx.x / tiles;

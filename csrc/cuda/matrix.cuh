@@ -10,8 +10,7 @@
 
 namespace dcgan_fast::cuda {
 
-constexpr int kStages = 4;            // of the pipeline: one is multiplied, up to three are on their way
-constexpr int kStageDepthBytes = 64;  // of K in a stage
+constexpr int kStageDepthBytes = 64;  // of K in a stage, where warps multiply
 
 // How the kernels cut a product of kRows x kColumns into the parts of warps.
 template <int kRows_, int kColumns_, int kWarpRows_, int kWarpColumns_>
@@ -66,6 +65,33 @@ struct SharedTile {
   }
 };
 
+// The same in the one order that a warpgroup's products take from shared memory, for 16-bit elements: lines of 128 bytes,
+// the chunks of eight permuted. A line has 64 elements of K, or of the extent, which then lies in blocks of 64.
+template <typename T_, int kExtent_, bool kAlongK_>
+struct WarpgroupTile {
+  using T = T_;
+  static constexpr bool kAlongK = kAlongK_;
+  static constexpr int kLineBytes = 128, kExtent = kExtent_, kDepth = kLineBytes / sizeof(T);
+  static constexpr int kLines = kAlongK ? kExtent : kDepth;
+  static constexpr int kChunk = kAccessBytes / sizeof(T), kChunksOfLine = kLineBytes / kAccessBytes;
+  static constexpr int kChunks = (kAlongK ? kDepth : kExtent) / kChunk;
+  static constexpr int kBytes = kExtent * kLineBytes;
+  static_assert(sizeof(T) == 2 && kExtent % 64 == 0);
+
+  unsigned char* data;
+
+  __device__ T* chunk(int line, int chunk) const {
+    const int block = chunk / kChunksOfLine, place = chunk % kChunksOfLine ^ line % 8;
+    return reinterpret_cast<T*>(data + (block * kLines + line) * kLineBytes + place * kAccessBytes);
+  }
+
+  // What a product takes from extent i, a multiple of 64, and depth k, a multiple of 16, on.
+  __device__ ptx::SharedMatrix matrix(int i, int k) const {
+    const int place = kAlongK ? i * kLineBytes + k * static_cast<int>(sizeof(T)) : (i / 64 * kLines + k) * kLineBytes;
+    return {data + place, kLines * kLineBytes};
+  }
+};
+
 // --- fragments of tensor cores ---
 
 // 16 x 2 chunks of A, as four 8 x 8 matrices of 16-bit elements. Along K they lie as mma wants them, 4-byte elements
@@ -109,9 +135,19 @@ __device__ void load_fragments_b(uint32_t (&left)[2], uint32_t (&right)[2], cons
 
 // --- steps: how fragments are multiplied ---
 
+// What steps of warps have in common. Of kStages one is multiplied, the others are on their way.
+template <typename T>
+struct WarpStep {
+  template <int kExtent, bool kAlongK>
+  using Tile = SharedTile<T, kExtent, kAlongK>;
+  static constexpr bool kOfWarpgroups = false;
+  template <class Shape>
+  static constexpr int kStages = 4;
+};
+
 // bfloat16 and float16 on tensor cores.
 template <typename T_>
-struct HalfStep {
+struct HalfStep : WarpStep<T_> {
   using T = T_;
   static constexpr int kDepth = 16, kUnroll = 2;
   static constexpr bool kStrict = false;
@@ -134,7 +170,7 @@ struct HalfStep {
 };
 
 // float32 rounded to tf32, whose 11 bits of precision are what torch.backends.cudnn.allow_tf32 allows.
-struct Tf32Step {
+struct Tf32Step : WarpStep<float> {
   using T = float;
   static constexpr int kDepth = 8, kUnroll = 1;
   static constexpr bool kStrict = false;
@@ -164,7 +200,7 @@ struct Tf32Step {
 
 // float32 as the sum of two tf32: three products for one, and float32's accuracy. Tensor cores cut what they add where
 // float32 rounds, so they sum one step alone, and the sums of steps are added by the other units.
-struct Tf32x3Step {
+struct Tf32x3Step : WarpStep<float> {
   using T = float;
   static constexpr int kDepth = 8, kUnroll = 1;
   static constexpr bool kStrict = true;
@@ -208,7 +244,7 @@ struct Tf32x3Step {
 };
 
 // float32 without tensor cores. A lane has the rows and columns that mma would give it.
-struct FmaStep {
+struct FmaStep : WarpStep<float> {
   using T = float;
   static constexpr int kDepth = 4, kUnroll = 1;
   static constexpr bool kStrict = true;
@@ -252,6 +288,19 @@ struct FmaStep {
   }
 };
 
+// bfloat16 and float16 by products of four warps at once, which take both operands from shared memory and go on in the
+// background (sm_90a). A warp has 16 rows of its warpgroup's 64 and all columns.
+template <typename T_>
+struct WarpgroupStep {
+  using T = T_;
+  static constexpr int kDepth = 16;
+  static constexpr bool kStrict = false, kOfWarpgroups = true;
+  template <int kExtent, bool kAlongK>
+  using Tile = WarpgroupTile<T, kExtent, kAlongK>;
+  template <class Shape>
+  static constexpr int kStages = Shape::kColumns > 64 ? 3 : 4;  // 96 KB: two blocks on an SM
+};
+
 // Adds the product of one stage's tiles to a warp's accumulators.
 template <class Step, class Shape, class TileA, class TileB>
 __device__ void multiply_stage(Accumulators<Shape>& sums, const TileA& a, const TileB& b) {
@@ -272,11 +321,24 @@ __device__ void multiply_stage(Accumulators<Shape>& sums, const TileA& a, const 
   }
 }
 
+// The same by warpgroups, in the background: until wgmma_wait() nobody may touch the accumulators or write the tiles.
+template <class Step, class Shape, class TileA, class TileB>
+__device__ void start_multiplying(Accumulators<Shape>& sums, const TileA& a, const TileB& b) {
+  static_assert(Shape::kWarpRows == 16 && Shape::kWarpsAcross == 1);
+  const int row = threadIdx.x / kWarpgroupSize * 64;
+  ptx::wgmma_fence();
+#pragma unroll
+  for (int k = 0; k < TileA::kDepth; k += Step::kDepth) {
+    ptx::wgmma<!TileA::kAlongK, !TileB::kAlongK>(sums.at[0], a.matrix(row, k), b.matrix(0, k), typename Step::T());
+  }
+  ptx::wgmma_commit();
+}
+
 // The product of a block: `steps` stages, filled in order by fill(tile of A, tile of B), which issues copies and may
 // write, and multiplied in turn. One barrier a stage: after it all warps have done with the stage that is filled next.
 template <class Step, class Shape, class TileA, class TileB, class Fill>
 __device__ void multiply_pipeline(Accumulators<Shape>& sums, int steps, Fill& fill) {
-  constexpr int kStageBytes = TileA::kBytes + TileB::kBytes;
+  constexpr int kStageBytes = TileA::kBytes + TileB::kBytes, kStages = Step::template kStages<Shape>;
   const auto tiles = [](int step) { return shared_memory() + step % kStages * kStageBytes; };
   const auto start = [&](int step) {
     if (step < steps) fill(TileA{tiles(step)}, TileB{tiles(step) + TileA::kBytes});
@@ -286,17 +348,30 @@ __device__ void multiply_pipeline(Accumulators<Shape>& sums, int steps, Fill& fi
   for (int step = 0; step < kStages - 1; step++) start(step);
   for (int step = 0; step < steps; step++) {
     ptx::cp_async_wait<kStages - 2>();
-    __syncthreads();
-    start(step + kStages - 1);
-    multiply_stage<Step>(sums, TileA{tiles(step)}, TileB{tiles(step) + TileA::kBytes});
+    const TileA a{tiles(step)};
+    const TileB b{tiles(step) + TileA::kBytes};
+    if constexpr (Step::kOfWarpgroups) {
+      ptx::fence_shared_for_wgmma();
+      ptx::wgmma_wait<0>();
+      __syncthreads();
+      start_multiplying<Step>(sums, a, b);
+      start(step + kStages - 1);  // while it is multiplied
+    } else {
+      __syncthreads();
+      start(step + kStages - 1);
+      multiply_stage<Step>(sums, a, b);
+    }
   }
   ptx::cp_async_wait<0>();
+  if constexpr (Step::kOfWarpgroups) ptx::wgmma_wait<0>();
   __syncthreads();  // shared memory is free
 }
 
-template <class Shape>
+template <class Step, class Shape>
 constexpr int pipeline_bytes() {
-  return kStages * kStageDepthBytes * (Shape::kRows + Shape::kColumns);
+  using A = typename Step::template Tile<Shape::kRows, true>;
+  using B = typename Step::template Tile<Shape::kColumns, true>;
+  return Step::template kStages<Shape> * (A::kBytes + B::kBytes);
 }
 
 }  // namespace dcgan_fast::cuda

@@ -1,6 +1,6 @@
 // The instructions that C++ has no words for: matrix products of a warp, matrix loads, copies that go on
 // in the background, loads beside atomics. Each has two bodies, inline PTX for nvcc and a call of tests/emulator for g++; all of
-// them exist from sm_80 on. Names and operands are those of the PTX ISA.
+// them exist from sm_80 on but those of warpgroups, which sm_90a alone has. Names and operands are those of the PTX ISA.
 //
 // Fragments (PTX ISA, "Matrix Fragments for mma"), with g = lane / 4 and t = lane % 4:
 //     A  16 x K, row-major:   register r is row g + 8 (r % 2), columns of t plus half of K if r >= 2
@@ -97,6 +97,75 @@ __device__ inline unsigned long long load_relaxed(const unsigned long long* from
   return value;
 }
 
+// --- products of a warpgroup ---
+
+// A matrix of 16-bit elements in shared memory, in lines of 128 bytes that begin at a multiple of 1024 and whose 16-byte
+// chunks are permuted, chunk c of line l at place c ^ l % 8. Lines run along K, or along the extent in blocks of 64
+// elements, which lie `blocks_apart` bytes from each other.
+struct SharedMatrix {
+  const unsigned char* start;
+  int blocks_apart;
+
+  __device__ uint64_t descriptor() const {
+    constexpr uint64_t kEightLines = 8 * 128 / 16, kPermuted = 1;
+    return (shared_address(start) & 0x3ffff) / 16 | static_cast<uint64_t>(blocks_apart / 16) << 16 | kEightLines << 32 |
+           kPermuted << 62;
+  }
+};
+
+// Before a warpgroup's first product, and where its accumulators were touched.
+__device__ inline void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+
+// Closes a group of the warpgroup's products; waits until all but its N latest groups are done.
+__device__ inline void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+template <int N>
+__device__ inline void wgmma_wait() {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
+}
+
+// What the thread wrote to shared memory, by copies that it waited for too, is seen by products after the next barrier.
+__device__ inline void fence_shared_for_wgmma() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+// d += a * b, 64 rows of A (warp w of the four has rows 16 w on, as mma's D) by as many columns of B as d has fragments, 16
+// of K. A kAcross operand's lines run along its extent.
+#define DCGAN_D4(i) "+f"(d[i][0]), "+f"(d[i][1]), "+f"(d[i][2]), "+f"(d[i][3])
+#define DCGAN_D32(i) \
+  DCGAN_D4(i), DCGAN_D4(i + 1), DCGAN_D4(i + 2), DCGAN_D4(i + 3), DCGAN_D4(i + 4), DCGAN_D4(i + 5), DCGAN_D4(i + 6), DCGAN_D4(i + 7)
+#define DCGAN_WGMMA_64(type)                                                                                         \
+  asm volatile("{ .reg .pred p; setp.eq.b32 p, 0, 0; wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type                                           \
+               " {%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,"  \
+               "%27,%28,%29,%30,%31}, %32, %33, p, 1, 1, %34, %35; }"                                                    \
+               : DCGAN_D32(0)                                                                                        \
+               : "l"(a.descriptor()), "l"(b.descriptor()), "n"(kAAcross), "n"(kBAcross))
+#define DCGAN_WGMMA_128(type)                                                                                        \
+  asm volatile("{ .reg .pred p; setp.eq.b32 p, 0, 0; wgmma.mma_async.sync.aligned.m64n128k16.f32." type "." type                                          \
+               " {%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,"  \
+               "%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,"  \
+               "%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63}, %64, %65, p, 1, 1, %66, %67; }"                        \
+               : DCGAN_D32(0), DCGAN_D32(8)                                                                          \
+               : "l"(a.descriptor()), "l"(b.descriptor()), "n"(kAAcross), "n"(kBAcross))
+
+template <int kAAcross, int kBAcross>
+__device__ inline void wgmma(float (&d)[8][4], const SharedMatrix& a, const SharedMatrix& b, __nv_bfloat16) {
+  DCGAN_WGMMA_64("bf16");
+}
+template <int kAAcross, int kBAcross>
+__device__ inline void wgmma(float (&d)[8][4], const SharedMatrix& a, const SharedMatrix& b, __half) {
+  DCGAN_WGMMA_64("f16");
+}
+template <int kAAcross, int kBAcross>
+__device__ inline void wgmma(float (&d)[16][4], const SharedMatrix& a, const SharedMatrix& b, __nv_bfloat16) {
+  DCGAN_WGMMA_128("bf16");
+}
+template <int kAAcross, int kBAcross>
+__device__ inline void wgmma(float (&d)[16][4], const SharedMatrix& a, const SharedMatrix& b, __half) {
+  DCGAN_WGMMA_128("f16");
+}
+#undef DCGAN_D4
+#undef DCGAN_D32
+#undef DCGAN_WGMMA_64
+#undef DCGAN_WGMMA_128
+
 #else
 
 using emulator::Site;
@@ -149,6 +218,27 @@ inline T load_shared(const void* from, Site site = Site::caller()) {
 inline unsigned long long load_relaxed(const unsigned long long* from) {
   emulator::before_atomic();
   return __atomic_load_n(from, __ATOMIC_RELAXED);
+}
+
+struct SharedMatrix {
+  const unsigned char* start;
+  int blocks_apart;
+};
+
+inline void wgmma_fence() {}
+inline void wgmma_commit() { emulator::close_products(); }
+template <int N>
+inline void wgmma_wait() {
+  emulator::finish_products(N);
+}
+inline void fence_shared_for_wgmma() { emulator::fence_shared(); }
+
+template <int kAAcross, int kBAcross, typename T, int kFragments>
+inline void wgmma(float (&d)[kFragments][4], const SharedMatrix& a, const SharedMatrix& b, T,
+                  Site site = Site::caller()) {
+  constexpr auto kOperand = std::is_same_v<T, __half> ? emulator::Operand::kFloat16
+                                                                         : emulator::Operand::kBFloat16;
+  emulator::multiply_later({kOperand, d, kFragments, {a.start, a.blocks_apart, kAAcross != 0}, {b.start, b.blocks_apart, kBAcross != 0}}, site);
 }
 
 #endif

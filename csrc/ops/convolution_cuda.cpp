@@ -1,5 +1,6 @@
 #include "convolution_cuda.h"
 
+#include "../cuda/capability.h"
 #include "../cuda/conv.h"
 #include "cuda_launch.h"
 #include "cuda_switches.h"
@@ -28,7 +29,8 @@ cuda::ConvShape shape_of(const Convolution& c, const Tensor& weight, at::IntArra
           {c.stride[0], c.stride[1]},
           {c.padding[0], c.padding[1]},
           cuda_dtype(c.op, weight.scalar_type()),
-          precision()};
+          precision(),
+          cuda::has_warpgroups()};
 }
 
 }  // namespace

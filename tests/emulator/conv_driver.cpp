@@ -23,7 +23,8 @@ struct Request : emulator::Request {
             {integer("stride_y"), integer("stride_x")},
             {integer("padding_y"), integer("padding_x")},
             dtype("dtype"),
-            static_cast<Precision>(integer("precision"))};
+            static_cast<Precision>(integer("precision")),
+            flag("warpgroups")};
   }
   Array array(int64_t elements, DType dtype) const { return Array(static_cast<size_t>(elements) * bytes_of(dtype)); }
   Array map(const ConvGrid& grid) const {

@@ -26,6 +26,7 @@ class ConvCase:
     padding: tuple[int, int] = (1, 1)
     dtype: torch.dtype = torch.bfloat16
     precision: str = "tf32x3"
+    warpgroups: bool = False
     stat_groups: int = 1
     activation: str = "none"
     activation_below: str = "leaky_relu"  # of the batch norm whose gradient the output is
@@ -153,6 +154,7 @@ class EmulatedConv(Emulated):
             "dtype": DTYPES.index(case.dtype),
             "param_dtype": DTYPES.index(case.param_dtype),
             "precision": PRECISIONS.index(case.precision),
+            "warpgroups": case.warpgroups,
             "stat_groups": case.stat_groups,
             "schedule": SCHEDULES[schedule],
             "seed": seed,

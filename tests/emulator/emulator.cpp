@@ -43,6 +43,10 @@ struct Thread {
   std::vector<Copy> open;
   std::deque<std::vector<Copy>> closed;
   std::vector<uintptr_t> sources;  // of all its copies in turn, null where nothing was read
+  bool unfenced = false;           // copies were done that products may not see
+  // Products that may still be going on: as the copies, oldest first.
+  std::deque<Product> open_products;
+  std::deque<std::deque<Product>> closed_products;
 };
 
 struct Warp {
@@ -107,6 +111,7 @@ class Block {
   void meet_all(const char* name, void* operands, void (*together)(void* const (&lanes)[kLanes]), Site site);
   void check_shared(const char* name, const void* from, size_t bytes, Site site);
   bool starts_at_once(const Copy& copy, Site site);
+  bool starts_at_once(const Product& product, Site site);
   void thread_main();
 
   Index grid, size, index{};
@@ -181,7 +186,7 @@ void Block::renew_shared_memory() {
   shared = nullptr;
   if (shared_bytes_ == 0) return;
   void* memory = nullptr;
-  if (posix_memalign(&memory, 128, shared_bytes_)) throw std::bad_alloc();
+  if (posix_memalign(&memory, 1024, shared_bytes_)) throw std::bad_alloc();
   shared = static_cast<unsigned char*>(std::memset(memory, 0xff, shared_bytes_));
 }
 
@@ -416,8 +421,27 @@ bool Block::starts_at_once(const Copy& copy, Site site) {
   check_shared("cp.async", copy.to, 16, site);
   if (reinterpret_cast<uintptr_t>(copy.from) % 16) fail("cp.async at " + name_of(site) + ": the source is not aligned to 16");
   current->sources.push_back(copy.valid ? reinterpret_cast<uintptr_t>(copy.from) : 0);
+  current->unfenced = true;
   if (settings.schedule != Schedule::kInOrder && random_() % 2) return true;
   current->open.push_back(copy);
+  return false;
+}
+
+bool Block::starts_at_once(const Product& product, Site site) {
+  const Unwatched unwatched;
+  if (lane() == 0) counters().products++;
+  const std::string name = "wgmma at " + name_of(site);
+  if (current->unfenced) fail(name + ": copies that were not fenced");
+  for (const SharedOperand& operand : {product.a, product.b}) {
+    check_shared("wgmma", operand.start, 1, site);
+    // Along K a product begins within a line, of a row that is a multiple of 8; across, at such a line.
+    if ((operand.start - shared) % (operand.across ? 128 * 8 : 32) || (operand.start - shared) % 1024 >= 128)
+      fail(name + ": the operand is not aligned");
+  }
+  bool waits = !current->open_products.empty();
+  for (const auto& group : current->closed_products) waits |= !group.empty();
+  if (!waits && settings.schedule != Schedule::kInOrder && random_() % 2) return true;
+  current->open_products.push_back(product);
   return false;
 }
 
@@ -539,8 +563,32 @@ bool next_copy(int latest, Copy& copy) {
   if (static_cast<int>(closed.size()) <= latest) return false;
   copy = closed.front().back();
   closed.front().pop_back();
+  running->current->unfenced = true;
   return true;
 }
+
+bool starts_at_once(const Product& product, Site site) { return running->starts_at_once(product, site); }
+
+void close_products() {
+  const Unwatched unwatched;
+  Thread& thread = *running->current;
+  thread.closed_products.push_back(std::move(thread.open_products));
+  thread.open_products.clear();
+}
+
+bool next_product(int latest, Product& product) {
+  const Unwatched unwatched;
+  auto& closed = running->current->closed_products;
+  while (static_cast<int>(closed.size()) > latest && closed.front().empty()) closed.pop_front();
+  if (static_cast<int>(closed.size()) <= latest) return false;
+  product = closed.front().front();
+  closed.front().pop_front();
+  return true;
+}
+
+void fence_shared() { running->current->unfenced = false; }
+
+int warp_of_warpgroup() { return running->current->linear / kLanes % 4; }
 
 bool allow_shared_memory(const void* kernel, size_t bytes) {
   if (bytes > kMostSharedBytes) return false;

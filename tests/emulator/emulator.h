@@ -27,7 +27,7 @@ void set_last_blocks(int64_t count);
 
 struct Counters {
   uint64_t launches = 0, blocks = 0, threads = 0, switches = 0;
-  uint64_t products = 0;                             // mma of a warp
+  uint64_t products = 0;                             // mma of a warp, a warp's part of wgmma
   uint64_t shared_loads = 0, bank_conflicts = 0;     // ldmatrix and load_shared of a warp; passes more than they need
   uint64_t copied_bytes = 0, copied_sectors = 0;     // cp.async: bytes of global memory, and 32-byte sectors they lie in
 };
@@ -104,6 +104,27 @@ bool starts_at_once(const Copy& copy, Site site);  // else it is in the thread's
 void close_copies();
 bool next_copy(int latest, Copy& copy);  // takes one that must be done when all but `latest` groups are
 
+// wgmma, and what it reads of shared memory (csrc/cuda/ptx.cuh). It may happen at once or as late as the warpgroup waits
+// for it, in turn.
+struct SharedOperand {
+  const unsigned char* start;
+  int blocks_apart;
+  bool across;  // lines run along the extent, in blocks of 64
+};
+struct Product {
+  Operand operand;
+  float (*d)[4];
+  int fragments;
+  SharedOperand a, b;
+};
+bool starts_at_once(const Product& product, Site site);  // else it is in the thread's queue
+void close_products();
+bool next_product(int latest, Product& product);
+void fence_shared();  // between a thread's copies and the products that read them
+int warp_of_warpgroup();
+float value_of(Operand operand, uint16_t bits);
+float cut(double value);
+
 // What follows reads and writes a kernel's memory: here, so that the sanitizers see whose access it is. Words are
 // volatile, for g++ instruments no small memcpy that it expands.
 inline void load_matrices(uint32_t (&r)[4], const void* row, bool transposed, Site site) {
@@ -127,6 +148,43 @@ inline void copy_later(void* to, const void* from, bool valid, Site site) {
 
 inline void finish_copies(int latest) {
   for (Copy copy; next_copy(latest, copy);) perform(copy);
+}
+
+// Element (i of the extent, k) of an operand: the address of hardware, whose bits 4 to 6 are permuted by bits 7 to 9.
+inline uint16_t element_of(const SharedOperand& operand, int i, int k) {
+  const int place = operand.across ? i / 64 * operand.blocks_apart + k * 128 + i % 64 * 2 : i * 128 + k * 2;
+  uintptr_t address = reinterpret_cast<uintptr_t>(operand.start) + place;
+  address ^= (address >> 7 & 7) << 4;
+  return *reinterpret_cast<const volatile uint16_t*>(address);
+}
+
+// A lane's part: two rows of A, two columns of each fragment of B.
+inline void perform(const Product& product) {
+  constexpr int kDepth = 16;
+  const int row = warp_of_warpgroup() * 16 + lane() / 4;
+  float a[2][kDepth];
+  for (int half = 0; half < 2; half++) {
+    for (int k = 0; k < kDepth; k++) a[half][k] = value_of(product.operand, element_of(product.a, row + 8 * half, k));
+  }
+  for (int j = 0; j < product.fragments; j++) {
+    for (int e = 0; e < 2; e++) {
+      double sums[2] = {product.d[j][e], product.d[j][2 + e]};
+      for (int k = 0; k < kDepth; k++) {
+        const double b = value_of(product.operand, element_of(product.b, 8 * j + lane() % 4 * 2 + e, k));
+        for (int half = 0; half < 2; half++) sums[half] += a[half][k] * b;
+      }
+      product.d[j][e] = cut(sums[0]);
+      product.d[j][2 + e] = cut(sums[1]);
+    }
+  }
+}
+
+inline void multiply_later(const Product& product, Site site) {
+  if (starts_at_once(product, site)) perform(product);
+}
+
+inline void finish_products(int latest) {
+  for (Product product; next_product(latest, product);) perform(product);
 }
 
 }  // namespace emulator

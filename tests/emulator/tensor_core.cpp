@@ -39,13 +39,15 @@ float element(Operand operand, uint32_t bits, int i) {
   }
 }
 
+}  // namespace
+
 float cut(double value) {
   float result = static_cast<float>(value);
   if (std::isfinite(result) && std::fabs(result) > std::fabs(value)) result = std::nextafter(result, 0.f);
   return result;
 }
 
-}  // namespace
+float value_of(Operand operand, uint16_t bits) { return element(operand, bits, 0); }
 
 void multiply(Fragments* const (&lanes)[32]) {
   const Operand operand = lanes[0]->operand;

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 import torch.nn.functional as F
 from accuracy import assert_as_accurate
 from conv_emulated import PRECISIONS, ConvCase, EmulatedConv, Moments
-from emulator_harness import DTYPES, SANITIZERS, SCHEDULES, Builder, Emulated, Refused, Tensors
+from emulator_harness import DTYPES, SCHEDULES, Emulated, Refused, Tensors
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -53,14 +52,20 @@ CASES = [
     ConvCase(8, (16, 16, 16), 8),  # that of the weight gradient
     ConvCase(8, (3, 16, 16), 8),
 ]
+# Warpgroups multiply: both directions and the weight gradient, or one of them.
+WARPGROUP_CASES = [
+    ConvCase(4, (64, 16, 16), 136, stat_groups=2, warpgroups=True),  # down
+    ConvCase(3, (128, 6, 5), 64, kernel=(3, 3), stride=(1, 1), warpgroups=True),
+    ConvCase(2, (24, 9, 12), 64, kernel=(5, 3), stride=(3, 2), padding=(2, 0), warpgroups=True),  # up
+    ConvCase(1, (64, 4, 4), 192, warpgroups=True),  # few tiles: the depth is split
+    ConvCase(8, (72, 8, 8), 8, warpgroups=True),  # that of the weight gradient
+]
 SMALL_CASES = [case for case in CASES if case.batch * case.fine[0] <= 200]
 
 
 @pytest.fixture(scope="module")
-def emulated(builder: Builder, start: Callable[..., Emulated]) -> EmulatedConv:
-    """The kernels without a sanitizer. Builds those with one as well, two at a time."""
-    with ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda sanitizer: builder.driver("conv", sanitizer), SANITIZERS))
+def emulated(start: Callable[..., Emulated]) -> EmulatedConv:
+    """The kernels without a sanitizer."""
     return start(EmulatedConv)
 
 
@@ -161,6 +166,16 @@ def assert_same(first: Tensors, other: Tensors) -> None:
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_values(emulated: EmulatedConv, case: ConvCase, dtype: torch.dtype, precision: str) -> None:
     case = dataclasses.replace(case, dtype=dtype, precision=precision)
+    inputs = case.inputs()
+    assert_right(case, inputs, emulated.all(case, inputs))
+
+
+@pytest.mark.parametrize("dtype", [bf16, f16])
+@pytest.mark.parametrize("case", WARPGROUP_CASES, ids=str)
+def test_values_of_warpgroups(
+    emulated: EmulatedConv, case: ConvCase, dtype: torch.dtype
+) -> None:
+    case = dataclasses.replace(case, dtype=dtype)
     inputs = case.inputs()
     assert_right(case, inputs, emulated.all(case, inputs))
 
@@ -304,7 +319,7 @@ def test_rules(emulated: EmulatedConv) -> None:
         emulated.forward(dataclasses.replace(case, stat_groups=3), "down", case.inputs())
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", [*CASES, *WARPGROUP_CASES], ids=str)
 def test_same_bits_under_every_schedule(emulated: EmulatedConv, case: ConvCase) -> None:
     inputs = case.inputs()
     first = emulated.all(case, inputs)
@@ -313,6 +328,7 @@ def test_same_bits_under_every_schedule(emulated: EmulatedConv, case: ConvCase) 
             assert_same(first, emulated.all(case, inputs, schedule, seed))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sanitizer", ["tsan", "asan"])
 def test_sanitizers_are_silent(
     emulated: EmulatedConv, start: Callable[..., Emulated], sanitizer: str

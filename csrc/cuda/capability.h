@@ -1,0 +1,9 @@
+// What the current device can do beyond sm_80, for the glue: no header of CUDA.
+#pragma once
+
+namespace dcgan_fast::cuda {
+
+// It multiplies by warpgroups (wgmma: sm_90), and this build has the code.
+bool has_warpgroups();
+
+}  // namespace dcgan_fast::cuda
