@@ -90,9 +90,10 @@ ForwardPlan plan_forward(const ConvShape& s, Direction direction, int64_t groups
   call.in_channels = static_cast<int>(in.channels);
   call.out_channels = static_cast<int>(out.channels);
   call.group_images = static_cast<int>(s.batch / groups);
-  call.access = in.channels % chunk(s.dtype)       ? Access::kElements
-                : s.fine.channels % chunk(s.dtype) ? Access::kWeightElements
-                                                   : Access::kChunks;
+  const bool weight_by_chunks = s.fine.channels % chunk(s.dtype) == 0;
+  call.access = in.channels % chunk(s.dtype) == 0 ? weight_by_chunks ? Access::kChunks : Access::kWeightElements
+                : up && weight_by_chunks          ? Access::kPixelElements
+                                                  : Access::kElements;
   call.phases_y = up ? call.y.stride : 1;
   call.phases_x = up ? call.x.stride : 1;
   plan.warpgroups = by_warpgroups(s) && call.access == Access::kChunks && in.channels % kWarpgroupDepth == 0;
@@ -105,8 +106,9 @@ ForwardPlan plan_forward(const ConvShape& s, Direction direction, int64_t groups
   plan.blocks = groups * call.tiles * call.phases() * call.column_tiles;
   const int64_t phase_taps = ceil_div(s.kernel[0], call.phases_y) * ceil_div(s.kernel[1], call.phases_x);
   const int64_t depth = plan.warpgroups ? kWarpgroupDepth : stage_depth(s.dtype);
-  const int64_t steps = call.access == Access::kElements ? ceil_div(phase_taps * in.channels, depth)
-                                                         : phase_taps * ceil_div(in.channels, depth);
+  const bool pixels_by_chunks = call.access == Access::kChunks || call.access == Access::kWeightElements;
+  const int64_t steps =
+      pixels_by_chunks ? phase_taps * ceil_div(in.channels, depth) : ceil_div(phase_taps * in.channels, depth);
   const int64_t wanted = plan.blocks ? kTargetBlocks / plan.blocks : 1;
   call.splits = static_cast<int>(std::max<int64_t>(1, std::min(wanted, steps / kLeastSteps)));
   if (call.splits > 1) plan.bytes = sizeof(float) * plan.blocks * call.splits * kBlockRows * columns;
@@ -138,6 +140,10 @@ ThinPlan plan_thin(const ConvShape& s) {
     y.outputs = std::min(thin_outputs(y.conv, y.patch), y.conv.output);
     x.outputs = std::min(thin_outputs(x.conv, x.patch), x.conv.output);
     if (y.outputs < 1 || x.outputs < 1) continue;
+    for (ThinAxis* axis : {&y, &x}) {
+      axis->by_stride = Divisor::of(axis->conv.stride);
+      axis->by_outputs = Divisor::of(axis->outputs);
+    }
     y.tiles = static_cast<int>(ceil_div(y.conv.output, y.outputs));
     x.tiles = static_cast<int>(ceil_div(x.conv.output, x.outputs));
     const int64_t blocks = static_cast<int64_t>(y.tiles) * x.tiles;
@@ -164,14 +170,15 @@ WeightGradPlan plan_weight_grad(const ConvShape& s) {
   call.coarse_channels = static_cast<int>(s.coarse.channels);
   call.pixels = static_cast<int>(s.batch * pixels(s.coarse));
   call.coarse_by_chunks = s.coarse.channels % chunk(s.dtype) == 0;
-  call.fine_by_chunks = call.coarse_by_chunks && s.fine.channels % chunk(s.dtype) == 0;
+  call.fine_by_chunks = s.fine.channels % chunk(s.dtype) == 0;
   call.merged = !call.fine_by_chunks && s.fine.channels < kNarrowColumns / 2;
   const int64_t columns = s.fine.channels * (call.merged ? taps(s) : 1);
-  plan.wide = !is_strict(s) && call.fine_by_chunks && columns > kNarrowColumns;
+  const bool by_chunks = call.coarse_by_chunks && call.fine_by_chunks;
+  plan.wide = !is_strict(s) && by_chunks && columns > kNarrowColumns;
   const int64_t block_columns = plan.wide ? kWideColumns : kNarrowColumns;
   call.row_tiles = static_cast<int>(ceil_div(s.coarse.channels, kBlockRows));
   call.column_tiles = static_cast<int>(ceil_div(columns, block_columns));
-  plan.warpgroups = by_warpgroups(s) && call.fine_by_chunks;
+  plan.warpgroups = by_warpgroups(s) && by_chunks;
   const int64_t depth = plan.warpgroups ? kWarpgroupDepth : stage_depth(s.dtype);
   const int64_t steps = ceil_div(call.pixels, depth);
   const int64_t wanted = std::max<int64_t>(1, std::min<int64_t>(kTargetBlocks / call.tiles(), steps / kLeastSteps));

@@ -19,6 +19,21 @@
 
 namespace dcgan_fast::cuda {
 
+// Division of 0 <= n < 2^31 by what the host knows: a product and a shift (Granlund and Montgomery, 1994).
+struct Divisor {
+  uint32_t factor, shift;
+
+  static Divisor of(int64_t divisor) {
+    uint32_t bits = 0;
+    while ((int64_t{1} << bits) < divisor) bits++;
+    const uint64_t power = uint64_t{1} << (31 + bits);
+    return {static_cast<uint32_t>((power + divisor - 1) / divisor), 31 + bits};
+  }
+  __host__ __device__ int divide(int n) const {
+    return static_cast<int>(static_cast<uint64_t>(static_cast<uint32_t>(n)) * factor >> shift);
+  }
+};
+
 // One axis of a convolution in one direction, as the kernels see it.
 struct ConvAxis {
   int input, output;  // pixels
@@ -26,9 +41,9 @@ struct ConvAxis {
 };
 
 // How operands are read. By chunks of 16 bytes in the background, where their channels are a multiple of a chunk. Else
-// one by one: a weight's because the transposed convolution has a few output channels; all because there are a few (1
-// to 4) input channels, which would leave a chunk empty: then the depth counts taps and channels in one.
-enum class Access : int32_t { kChunks, kWeightElements, kElements };
+// one by one: a weight's because the transposed convolution has a few output channels; pixels because their channels are
+// no multiple of a chunk, as a latent's 100: then the depth counts taps and channels in one; or all.
+enum class Access : int32_t { kChunks, kWeightElements, kPixelElements, kElements };
 
 struct ConvLaunch {
   ConvAxis y, x;
@@ -163,7 +178,7 @@ __global__ void __launch_bounds__(Shape::kThreads, kConvBlocks<Shape, Step::kStr
   using Weights = typename Step::template Tile<Shape::kColumns, !kUp>;
   constexpr int kDepth = Pixels::kDepth;
   [[maybe_unused]] constexpr int kChunk = Pixels::kChunk;
-  constexpr bool kByChunks = kAccess != Access::kElements;
+  constexpr bool kByChunks = kAccess == Access::kChunks || kAccess == Access::kWeightElements;
   const ConvTile<Shape, kUp> tile(launch);
   if (tile.first_row >= tile.rows) {
     if (launch.splits == 1)
@@ -262,29 +277,51 @@ __global__ void __launch_bounds__(Shape::kThreads, kConvBlocks<Shape, Step::kStr
         tap_y = tap / tile.x.taps, tap_x = tap - tap_y * tile.x.taps;
         return k - tap * in_channels;
       };
+      if (kAccess == Access::kPixelElements && tile.taps() == 1) {  // a dense layer: no place asks for a division
+        const int y = 0, x = 0;
+#pragma unroll 2
+        for (int i = 0; i < rows.kLines; i++) {
+          const Origin own = origin(tile.first_row + rows.line(i));
+          const int k = first + rows.element();
+          const T* from = input + static_cast<int64_t>(own.pixel) * in_channels + k;
+          const bool reaches = own.reaches(launch, y, x);
+          fill_one_by_one<T, kChunk>(pixels.chunk(rows.line(i), rows.chunk),
+                                     [&](int e) { return reaches && k + e < depth ? from + e : nullptr; });
+        }
+      } else {
 #pragma unroll 1
-      for (int i = 0; i < rows.kLines; i++) {
-        const Origin own = origin(tile.first_row + rows.line(i));
-        fill_one_by_one<T, kChunk>(pixels.chunk(rows.line(i), rows.chunk), [&](int e) -> const T* {
-          const int k = first + rows.element() + e;
-          int y, x;
-          const int channel = part(k, y, x);
-          y *= tile.y.input_per_tap, x *= tile.x.input_per_tap;
-          if (k >= depth || !own.reaches(launch, y, x)) return nullptr;
-          return input + static_cast<int64_t>(own.pixel + y * launch.x.input + x) * in_channels + channel;
-        });
+        for (int i = 0; i < rows.kLines; i++) {
+          const Origin own = origin(tile.first_row + rows.line(i));
+          fill_one_by_one<T, kChunk>(pixels.chunk(rows.line(i), rows.chunk), [&](int e) -> const T* {
+            const int k = first + rows.element() + e;
+            int y, x;
+            const int channel = part(k, y, x);
+            y *= tile.y.input_per_tap, x *= tile.x.input_per_tap;
+            if (k >= depth || !own.reaches(launch, y, x)) return nullptr;
+            return input + static_cast<int64_t>(own.pixel + y * launch.x.input + x) * in_channels + channel;
+          });
+        }
       }
 #pragma unroll 1
       for (int i = 0; i < lines.kLines; i++) {
         const int line = lines.line(i), element = lines.element();
-        fill_one_by_one<T, kChunk>(weights.chunk(line, lines.chunk), [&](int e) -> const T* {
-          const int k = first + (kUp ? line : element + e), out = tile.first_column + (kUp ? element + e : line);
+        T* to = weights.chunk(line, lines.chunk);
+        const auto weight_at = [&](int k, int out) -> const T* {
           if (k >= depth || out >= out_channels) return nullptr;
           int y, x;
           const int in = part(k, y, x), place = kernel_tap(y, x);
           return weight + (kUp ? (static_cast<int64_t>(in) * kernel_taps + place) * out_channels + out
                                : (static_cast<int64_t>(out) * kernel_taps + place) * in_channels + in);
-        });
+        };
+        if constexpr (kAccess == Access::kPixelElements) {
+          static_assert(kUp);
+          const T* from = weight_at(first + line, tile.first_column + element);
+          ptx::cp_async_16(to, from ? from : weight, from);
+        } else {
+          fill_one_by_one<T, kChunk>(to, [&](int e) {
+            return weight_at(first + (kUp ? line : element + e), tile.first_column + (kUp ? element + e : line));
+          });
+        }
       }
     }
   };
@@ -292,7 +329,7 @@ __global__ void __launch_bounds__(Shape::kThreads, kConvBlocks<Shape, Step::kStr
   Accumulators<Shape> sums;
   multiply_pipeline<Step, Shape, Pixels, Weights>(sums, own_steps, fill);
   if (launch.splits > 1) {
-    put_aside(sums, launch.partials, blockIdx.x);  // parts of a tile are neighbours
+    put_aside(sums, launch.partials, blockIdx.x, out_channels - tile.first_column);  // parts of a tile are neighbours
   } else {
     finish_conv<T, Shape, kUp>(sums, launch, tile);
   }
@@ -310,7 +347,8 @@ __global__ void __launch_bounds__(Shape::kThreads, 1) conv_finish_splits(ConvLau
     return;
   }
   Accumulators<Shape> sums;
-  add_parts(sums, launch.partials, static_cast<int64_t>(blockIdx.x) * splits, splits);
+  add_parts(sums, launch.partials, static_cast<int64_t>(blockIdx.x) * splits, splits,
+            launch.out_channels - tile.first_column);
   finish_conv<T, Shape, kUp>(sums, launch, tile);
 }
 

@@ -44,33 +44,48 @@ __device__ float* partial_at(float* partials, int64_t part, int fragment) {
   return partials + ((part * kFragments + fragment) * Shape::kThreads + threadIdx.x) * 4;
 }
 
-template <class Shape>
-__device__ void put_aside(const Accumulators<Shape>& sums, float* partials, int64_t part) {
+// Calls run(i, j) for the thread's fragments; where a tile has no more columns than one, for those.
+template <class Shape, class Run>
+__device__ void for_fragments(int64_t columns, const Run& run) {
+  if (columns <= 8 && Shape::warp_column(threadIdx.x / kWarpSize) > 0) return;
 #pragma unroll
-  for (int i = 0; i < Shape::kFragmentsDown; i++) {
+  for (int j = 0; j < Shape::kFragmentsAcross; j++) {
+    if (j > 0 && columns <= 8) break;
 #pragma unroll
-    for (int j = 0; j < Shape::kFragmentsAcross; j++) {
-      Vec<float, 4> four;
-#pragma unroll
-      for (int e = 0; e < 4; e++) four.at[e] = sums.at[i][j][e];
-      store(partial_at<Shape>(partials, part, i * Shape::kFragmentsAcross + j), four);
-    }
+    for (int i = 0; i < Shape::kFragmentsDown; i++) run(i, j);
   }
 }
 
 template <class Shape>
-__device__ void add_parts(Accumulators<Shape>& sums, float* partials, int64_t first, int count) {
-#pragma unroll 1  // a part's loads are many already
-  for (int part = 0; part < count; part++) {
+__device__ void put_aside(const Accumulators<Shape>& sums, float* partials, int64_t part,
+                          int64_t columns = Shape::kColumns) {
+  for_fragments<Shape>(columns, [&](int i, int j) {
+    Vec<float, 4> four;
 #pragma unroll
-    for (int i = 0; i < Shape::kFragmentsDown; i++) {
+    for (int e = 0; e < 4; e++) four.at[e] = sums.at[i][j][e];
+    store(partial_at<Shape>(partials, part, i * Shape::kFragmentsAcross + j), four);
+  });
+}
+
+// Four parts are on their way at once.
+template <class Shape>
+__device__ void add_parts(Accumulators<Shape>& sums, float* partials, int64_t first, int count, int64_t columns) {
+  constexpr int kTogether = 4;
+#pragma unroll 1
+  for (int part = 0; part < count; part += kTogether) {
+    for_fragments<Shape>(columns, [&](int i, int j) {
+      Vec<float, 4> four[kTogether];
 #pragma unroll
-      for (int j = 0; j < Shape::kFragmentsAcross; j++) {
-        const auto four = load<4>(partial_at<Shape>(partials, first + part, i * Shape::kFragmentsAcross + j));
-#pragma unroll
-        for (int e = 0; e < 4; e++) sums.at[i][j][e] += four.at[e];
+      for (int p = 0; p < kTogether; p++) {
+        const int64_t own = first + min(part + p, count - 1);
+        four[p] = load<4>(partial_at<Shape>(partials, own, i * Shape::kFragmentsAcross + j));
       }
-    }
+#pragma unroll
+      for (int p = 0; p < kTogether; p++) {
+#pragma unroll
+        for (int e = 0; e < 4; e++) sums.at[i][j][e] += part + p < count ? four[p].at[e] : 0.f;
+      }
+    });
   }
 }
 

@@ -54,7 +54,9 @@ const char* ConvKernels<Step>::forward(const ConvLaunch& call, Direction directi
     case Access::kElements:
       return up ? launch_forward<Step, Narrow, true, Access::kElements>(call, blocks, stream)
                 : launch_forward<Step, Narrow, false, Access::kElements>(call, blocks, stream);
-    case Access::kWeightElements:  // going down, the weight's chunks are the input's
+    case Access::kPixelElements:  // going down, the weight's chunks are the input's
+      return launch_forward<Step, Narrow, true, Access::kPixelElements>(call, blocks, stream);
+    case Access::kWeightElements:  // nor are they fewer there
       return launch_forward<Step, Narrow, true, Access::kWeightElements>(call, blocks, stream);
     default:
       return up     ? wide ? launch_forward<Step, Wide, true>(call, blocks, stream)
@@ -96,15 +98,19 @@ const char* launch_weight_grad(const WeightGradLaunch& call, CUstream_st* stream
   const char* error = launch(conv_weight_grad<Shape, Step, kCoarseByChunks, kFineByChunks>, static_cast<int64_t>(tiles) * call.splits,
                              Shape::kThreads, kSharedBytes<Step, Shape>, stream, call);
   if (error || call.splits == 1) return error;
-  return launch(conv_weight_grad_splits<typename Step::T, Shape>, tiles, Shape::kThreads, finish_bytes<Shape>(), stream,
-                call);
+  constexpr int kFragments = Shape::kFragmentsDown * Shape::kFragmentsAcross;
+  return launch(conv_weight_grad_sum<typename Step::T, Shape>, static_cast<int64_t>(tiles) * kFragments,
+                Shape::kThreads, 0, stream, call);
 }
 
 template <class Step>
 const char* ConvKernels<Step>::weight_grad(const WeightGradLaunch& call, bool wide, CUstream_st* stream) {
   using Wide = typename Blocks<Step>::Wide;
   using Narrow = typename Blocks<Step>::Narrow;
-  if (!call.coarse_by_chunks) return launch_weight_grad<Step, Narrow, false, false>(call, stream);
+  if (!call.coarse_by_chunks) {
+    return call.fine_by_chunks ? launch_weight_grad<Step, Narrow, false, true>(call, stream)
+                               : launch_weight_grad<Step, Narrow, false, false>(call, stream);
+  }
   if (!call.fine_by_chunks) return launch_weight_grad<Step, Narrow, true, false>(call, stream);
   return wide ? launch_weight_grad<Step, Wide>(call, stream) : launch_weight_grad<Step, Narrow>(call, stream);
 }

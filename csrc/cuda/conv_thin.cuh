@@ -18,6 +18,7 @@ namespace dcgan_fast::cuda {
 struct ThinAxis {
   ConvAxis conv;  // going up: input is coarse, output fine
   int patch, outputs, tiles;
+  Divisor by_stride, by_outputs;
 };
 
 struct ThinLaunch {
@@ -102,23 +103,36 @@ __global__ void __launch_bounds__(Shape::kThreads, kConvBlocks<Shape, Step::kStr
   const Affinity<Shape> affinity(launch.finish, table);
   const int height = min(launch.y.outputs, y_axis.output - y.output),
             width = min(launch.x.outputs, x_axis.output - x.output);
-  const int line_elements = width * out_channels;
   T* const output = static_cast<T*>(launch.finish.output);
-  for (int at = threadIdx.x; at < height * line_elements; at += Shape::kThreads) {
-    const int row = at / line_elements, element = at - row * line_elements;
-    const int channel = element % out_channels, down = y.output + row, across = x.output + element / out_channels;
+  constexpr int kTogether = 4;  // channels of a pixel, whose places are found once
+  for (int at = threadIdx.x; at < height * launch.x.outputs; at += Shape::kThreads) {
+    const int down = launch.x.by_outputs.divide(at), across = at - down * launch.x.outputs;
+    if (across >= width) continue;
     // Taps that meet this pixel: k with (pixel + padding - k) a multiple of the stride.
-    const int to_y = down + y_axis.padding, to_x = across + x_axis.padding;
-    float sum = 0.f;
-    for (int tap_y = to_y % y_axis.stride; tap_y < y_axis.kernel; tap_y += y_axis.stride) {
-      const int patch_row = ((to_y - tap_y) / y_axis.stride - y.input) * launch.x.patch;
-      for (int tap_x = to_x % x_axis.stride; tap_x < x_axis.kernel; tap_x += x_axis.stride) {
-        const int from = patch_row + (to_x - tap_x) / x_axis.stride - x.input;
-        sum += *staging.at(from, (tap_y * x_axis.kernel + tap_x) * out_channels + channel);
+    const int to_y = y.output + down + y_axis.padding, to_x = x.output + across + x_axis.padding;
+    const int input_y = launch.y.by_stride.divide(to_y), input_x = launch.x.by_stride.divide(to_x);
+    const int tap_y = to_y - input_y * y_axis.stride, tap_x = to_x - input_x * x_axis.stride;
+    const int first_row = (input_y - y.input) * launch.x.patch + input_x - x.input;
+    const int first_column = (tap_y * x_axis.kernel + tap_x) * out_channels;
+    const int down_columns = y_axis.stride * x_axis.kernel * out_channels, across_columns = x_axis.stride * out_channels;
+    T* const to = output + ((static_cast<int64_t>(image) * y_axis.output + y.output + down) * x_axis.output + x.output +
+                            across) * out_channels;
+    for (int channel = 0; channel < out_channels; channel += kTogether) {
+      float sums[kTogether] = {};
+      for (int ky = tap_y, row = first_row, column = first_column; ky < y_axis.kernel;
+           ky += y_axis.stride, row -= launch.x.patch, column += down_columns) {
+        for (int kx = tap_x, i = 0; kx < x_axis.kernel; kx += x_axis.stride, i++) {
+#pragma unroll
+          for (int c = 0; c < kTogether; c++) {
+            if (channel + c < out_channels) sums[c] += *staging.at(row - i, column + i * across_columns + channel + c);
+          }
+        }
+      }
+#pragma unroll
+      for (int c = 0; c < kTogether; c++) {
+        if (channel + c < out_channels) to[channel + c] = from_float<T>(affinity(sums[c], channel + c));
       }
     }
-    const int64_t line = (static_cast<int64_t>(image) * y_axis.output + down) * x_axis.output + x.output;
-    output[line * out_channels + element] = from_float<T>(affinity(sum, channel));
   }
 }
 

@@ -3,7 +3,7 @@
 //     rows      coarse channels
 //     columns   fine channels of one tap, or taps and fine channels in one where those are few
 //     depth     coarse pixels of all images
-// That depth is long and the tiles are few, so it is split among blocks; conv_weight_grad_splits adds the parts in
+// That depth is long and the tiles are few, so it is split among blocks; conv_weight_grad_sum adds the parts in
 // order. Blocks of one part run together, and read the same pixels.
 #pragma once
 
@@ -106,7 +106,7 @@ __global__ void __launch_bounds__(Shape::kThreads, kConvBlocks<Shape, Step::kStr
         ptx::cp_async_16(a.chunk(line, coarse_lines.chunk), valid ? from : coarse, valid);
       }
     } else {
-#pragma unroll 1
+#pragma unroll 2
       for (int i = 0; i < coarse_lines.kLines; i++) {
         const int line = coarse_lines.line(i);
         const T* from = coarse + static_cast<int64_t>(pixel + line) * launch.coarse_channels + coarse_channel;
@@ -155,13 +155,31 @@ __global__ void __launch_bounds__(Shape::kThreads, kConvBlocks<Shape, Step::kStr
   }
 }
 
+// Adds the parts of a tile, a block those of one fragment of each thread: the tiles are few, and their parts many.
 template <typename T, class Shape>
-__global__ void __launch_bounds__(Shape::kThreads, kConvBlocks<Shape, true>)
-    conv_weight_grad_splits(const WeightGradLaunch launch) {
-  const WeightGradTile<Shape> tile(launch, blockIdx.x);
-  Accumulators<Shape> sums;
-  add_parts(sums, launch.partials, static_cast<int64_t>(blockIdx.x) * launch.splits, launch.splits);
-  finish_weight_grad<T>(sums, launch, tile);
+__global__ void __launch_bounds__(Shape::kThreads) conv_weight_grad_sum(const WeightGradLaunch launch) {
+  constexpr int kFragments = Shape::kFragmentsDown * Shape::kFragmentsAcross;
+  const int number = blockIdx.x / kFragments, fragment = blockIdx.x % kFragments;
+  const WeightGradTile<Shape> tile(launch, number);
+  float sums[4] = {};
+#pragma unroll 8
+  for (int part = 0; part < launch.splits; part++) {
+    const int64_t place = static_cast<int64_t>(number) * launch.splits + part;
+    const auto four = load<4>(partial_at<Shape>(launch.partials, place, fragment));
+#pragma unroll
+    for (int e = 0; e < 4; e++) sums[e] += four.at[e];
+  }
+  const int warp = threadIdx.x / kWarpSize, lane = threadIdx.x % kWarpSize;
+  const int row = tile.first_row + Shape::warp_row(warp) + fragment / Shape::kFragmentsAcross * 16 + lane / 4;
+  const int column =
+      tile.first_column + Shape::warp_column(warp) + fragment % Shape::kFragmentsAcross * 8 + lane % 4 * 2;
+#pragma unroll
+  for (int e = 0; e < 4; e++) {
+    const int own_row = row + e / 2 * 8, own_column = column + e % 2;
+    if (own_row >= launch.coarse_channels || own_column >= launch.finish.channels) continue;
+    const int64_t line = (static_cast<int64_t>(own_row) * launch.taps() + tile.tap) * launch.fine_channels;
+    static_cast<T*>(launch.finish.output)[line + own_column] = from_float<T>(sums[e]);
+  }
 }
 
 }  // namespace dcgan_fast::cuda

@@ -12,21 +12,6 @@
 
 namespace dcgan_fast::cuda {
 
-// Division of 0 <= n < 2^31 by what the host knows: a product and a shift (Granlund and Montgomery, 1994).
-struct Divisor {
-  uint32_t factor, shift;
-
-  static Divisor of(int64_t divisor) {
-    uint32_t bits = 0;
-    while ((int64_t{1} << bits) < divisor) bits++;
-    const uint64_t power = uint64_t{1} << (31 + bits);
-    return {static_cast<uint32_t>((power + divisor - 1) / divisor), 31 + bits};
-  }
-  __host__ __device__ int divide(int n) const {
-    return static_cast<int>(static_cast<uint64_t>(static_cast<uint32_t>(n)) * factor >> shift);
-  }
-};
-
 struct ImagePatch {
   ConvAxis y, x;              // going down: input is fine, output coarse
   int channels;               // fine
