@@ -250,8 +250,10 @@ def run_conv(module, op: str, tensors: list[Tensor], **options) -> list[Tensor]:
     if "_bn_" in op:
         running = [torch.zeros_like(tensors[2]), torch.ones_like(tensors[2])]
     y = getattr(module, op)(*leaves, *running, **options)
-    generator = torch.Generator().manual_seed(1)
-    grad = torch.randn(y.shape, generator=generator, dtype=torch.float64).to(y.dtype)
+    generator = torch.Generator(y.device).manual_seed(1)
+    grad = torch.randn(y.shape, generator=generator, dtype=torch.float64, device=y.device).to(
+        y.dtype
+    )
     return [y.detach(), *torch.autograd.grad(y, leaves, grad), *running]
 
 
@@ -416,7 +418,7 @@ def test_gradient_penalty_under_autocast(op):
     grads = []
     for module in (functional, reference):
         running = [torch.zeros(7), torch.ones(7)] if "_bn_" in op else []
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(tensors[0].device.type, torch.bfloat16):
             y = getattr(module, op)(*tensors, *running, **conv_options(op, activation="tanh"))
         (g,) = torch.autograd.grad(y.float().sum(), tensors[0], create_graph=True)
         grads.append(torch.autograd.grad(g.square().sum(), tensors[1])[0])
@@ -669,7 +671,7 @@ def test_autocast_lowers_the_convolution_alone(op, dtype):
     running = [torch.zeros(7), torch.ones(7)] if "_bn_" in op else []
     expected = [t.detach().clone().requires_grad_() for t in tensors]
     other = [t.clone() for t in running]
-    with torch.autocast("cpu", dtype):
+    with torch.autocast(tensors[0].device.type, dtype):
         y = getattr(functional, op)(*tensors, *running, **conv_options(op))
         z = getattr(reference, op)(*expected, *other, **conv_options(op))
     assert y.dtype == z.dtype == dtype

@@ -19,7 +19,14 @@ EMULATOR = Path(__file__).resolve().parent
 KERNELS = EMULATOR.parents[1] / "csrc" / "cuda"
 CXX = shutil.which(os.environ.get("CXX", "g++"))
 
-COMMON_FLAGS = ["-std=c++17", "-g1", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-DDCGAN_FAST_SM90A"]
+COMMON_FLAGS = [
+    "-std=c++17",
+    "-g1",
+    "-Wall",
+    "-Wextra",
+    "-Wno-unknown-pragmas",
+    "-DDCGAN_FAST_SM90A",
+]
 SCHEDULER = ["emulator.cpp", "fiber.cpp", "tensor_core.cpp"]
 # Optimising takes longer under AddressSanitizer than it saves, but ThreadSanitizer is half blind
 # without: there, g++ does not instrument the assignment of a struct.

@@ -56,7 +56,9 @@ CASES = [
 WARPGROUP_CASES = [
     ConvCase(4, (64, 16, 16), 136, stat_groups=2, warpgroups=True),  # down
     ConvCase(3, (128, 6, 5), 64, kernel=(3, 3), stride=(1, 1), warpgroups=True),
-    ConvCase(2, (24, 9, 12), 64, kernel=(5, 3), stride=(3, 2), padding=(2, 0), warpgroups=True),  # up
+    ConvCase(
+        2, (24, 9, 12), 64, kernel=(5, 3), stride=(3, 2), padding=(2, 0), warpgroups=True
+    ),  # up
     ConvCase(1, (64, 4, 4), 192, warpgroups=True),  # few tiles: the depth is split
     ConvCase(8, (72, 8, 8), 8, warpgroups=True),  # that of the weight gradient
 ]
@@ -172,9 +174,7 @@ def test_values(emulated: EmulatedConv, case: ConvCase, dtype: torch.dtype, prec
 
 @pytest.mark.parametrize("dtype", [bf16, f16])
 @pytest.mark.parametrize("case", WARPGROUP_CASES, ids=str)
-def test_values_of_warpgroups(
-    emulated: EmulatedConv, case: ConvCase, dtype: torch.dtype
-) -> None:
+def test_values_of_warpgroups(emulated: EmulatedConv, case: ConvCase, dtype: torch.dtype) -> None:
     case = dataclasses.replace(case, dtype=dtype)
     inputs = case.inputs()
     assert_right(case, inputs, emulated.all(case, inputs))
