@@ -91,20 +91,29 @@ ForwardPlan plan_forward(const ConvShape& s, Direction direction, int64_t groups
   call.out_channels = static_cast<int>(out.channels);
   call.group_images = static_cast<int>(s.batch / groups);
   const bool weight_by_chunks = s.fine.channels % chunk(s.dtype) == 0;
-  call.access = in.channels % chunk(s.dtype) == 0 ? weight_by_chunks ? Access::kChunks : Access::kWeightElements
+  const int64_t taps_y = ceil_div(s.kernel[0], up ? s.stride[0] : 1), taps_x = ceil_div(s.kernel[1], up ? s.stride[1] : 1);
+  call.access = in.channels % chunk(s.dtype) == 0 && std::max(taps_y, taps_x) <= kMostTaps
+                    ? weight_by_chunks ? Access::kChunks : Access::kWeightElements
                 : up && weight_by_chunks          ? Access::kPixelElements
                                                   : Access::kElements;
   call.phases_y = up ? call.y.stride : 1;
   call.phases_x = up ? call.x.stride : 1;
+  call.most_points_y = static_cast<int>(ceil_div(call.y.output, call.phases_y));
+  call.most_points_x = static_cast<int>(ceil_div(call.x.output, call.phases_x));
+  for (const int less_x : {0, 1}) {
+    const int64_t width = std::max(1, call.most_points_x - less_x);
+    call.by_width[less_x] = Divisor::of(width);
+    for (const int less_y : {0, 1})
+      call.by_points[less_y][less_x] = Divisor::of(std::max(1, call.most_points_y - less_y) * width);
+  }
   plan.warpgroups = by_warpgroups(s) && call.access == Access::kChunks && in.channels % kWarpgroupDepth == 0;
   plan.wide = !is_strict(s) && call.access == Access::kChunks && out.channels > kNarrowColumns;
   const int64_t columns = plan.wide ? kWideColumns : kNarrowColumns;
-  const int64_t rows =
-      call.group_images * ceil_div(call.y.output, call.phases_y) * ceil_div(call.x.output, call.phases_x);
+  const int64_t rows = static_cast<int64_t>(call.group_images) * call.most_points_y * call.most_points_x;
   call.tiles = static_cast<int>(ceil_div(rows, kBlockRows));
   call.column_tiles = static_cast<int>(ceil_div(out.channels, columns));
   plan.blocks = groups * call.tiles * call.phases() * call.column_tiles;
-  const int64_t phase_taps = ceil_div(s.kernel[0], call.phases_y) * ceil_div(s.kernel[1], call.phases_x);
+  const int64_t phase_taps = taps_y * taps_x;
   const int64_t depth = plan.warpgroups ? kWarpgroupDepth : stage_depth(s.dtype);
   const bool pixels_by_chunks = call.access == Access::kChunks || call.access == Access::kWeightElements;
   const int64_t steps =
@@ -289,6 +298,7 @@ const char* check_shape(const ConvShape& s) {
     if (grid.height < 1 || grid.width < 1 || grid.channels < 1) return "a map is empty";
     if (std::max(grid.height, grid.width) > (1 << 24)) return "a map is longer than 2^24 pixels";
     if (s.batch * pixels(grid) > kMostIndex) return "the maps have about 2^31 pixels or more";
+    if (grid.channels > kMostIndex / 4) return "a pixel has about 2^29 channels or more";
     if (grid.channels * taps(s) > kMostIndex) return "the weight has about 2^31 taps of a channel or more";
   }
   for (int axis = 0; axis < 2; axis++) {

@@ -34,6 +34,8 @@ struct Divisor {
   }
 };
 
+constexpr int kMostTaps = 16;  // of a phase along an axis, where operands are read by chunks
+
 // One axis of a convolution in one direction, as the kernels see it.
 struct ConvAxis {
   int input, output;  // pixels
@@ -53,6 +55,9 @@ struct ConvLaunch {
   float* partials;          // [tile, split][a block's accumulators]; null if splits is 1
   int tiles, column_tiles;  // of a group in a phase, along the rows and the columns
   int phases_y, phases_x;   // 1 x 1 going down
+  // Of a phase's pixels across and of all: the most that a phase has, or one less along an axis.
+  int most_points_y, most_points_x;
+  Divisor by_width[2], by_points[2][2];
   int splits;               // parts of the depth
   Access access;
   Finish finish;
@@ -85,6 +90,13 @@ struct PhaseAxis {
     p.points = max(p.points, 0);
     return p;
   }
+
+  // A bit for each of up to kMostTaps taps: whether it meets a pixel of a map of `size`, if tap 0 meets `first`.
+  __device__ uint32_t reached(int first, int size) const {
+    const int begin = min(max(input_per_tap > 0 ? -first : first - size + 1, 0), taps);
+    const int end = min(max(input_per_tap > 0 ? size - first : first + 1, begin), taps);
+    return (1u << end) - (1u << begin);
+  }
 };
 
 // Which part of the output a block computes. Neighbouring blocks share rows of the input: first the columns of a tile,
@@ -95,6 +107,7 @@ struct ConvTile {
   int group, tile, phase, split;
   int first_row, rows;  // of the group in this phase
   int first_column;
+  Divisor by_width, by_points;
 
   __device__ explicit ConvTile(const ConvLaunch& launch) {
     unsigned rest = blockIdx.x;
@@ -106,6 +119,9 @@ struct ConvTile {
     x = PhaseAxis::of<kUp>(launch.x, phase % launch.phases_x);
     rows = launch.group_images * y.points * x.points;
     first_row = tile * Shape::kRows;
+    const int less_y = y.points < launch.most_points_y, less_x = x.points < launch.most_points_x;
+    by_width = launch.by_width[less_x];
+    by_points = launch.by_points[less_y][less_x];
   }
 
   __device__ int taps() const { return y.taps * x.taps; }
@@ -115,8 +131,8 @@ struct ConvTile {
     int image, y, x;
   };
   __device__ Point point(const ConvLaunch& launch, int row) const {
-    const int points = y.points * x.points, image = row / points, within = row - image * points,
-              line = within / x.points;
+    const int image = by_points.divide(row), within = row - image * y.points * x.points,
+              line = by_width.divide(within);
     return {group * launch.group_images + image, line, within - line * x.points};
   }
 
@@ -166,19 +182,22 @@ __device__ void finish_conv(const Accumulators<Shape>& sums, const ConvLaunch& l
   }
 }
 
-// Blocks that an SM's registers must have room for: 128 registers a thread of 8 warps, 168 of 4, 255 of 4 strict ones.
-template <class Shape, bool kStrict = false>
-constexpr int kConvBlocks = Shape::kWarps == 4 && !kStrict ? 3 : 2;
+// Blocks that an SM's registers must have room for: 128 registers a thread of 8 warps, 168 of 4, and 255 of 4 that need
+// more, as strict ones do and those that read elements.
+template <class Shape, bool kMore = false>
+constexpr int kConvBlocks = Shape::kWarps == 4 && !kMore ? 3 : 2;
 
 // Computes the sums of a tile; stores them, or puts them aside where the depth is split.
 template <class Shape, class Step, bool kUp, Access kAccess>
-__global__ void __launch_bounds__(Shape::kThreads, kConvBlocks<Shape, Step::kStrict>) conv(const ConvLaunch launch) {
+__global__ void __launch_bounds__(Shape::kThreads, kConvBlocks<Shape, Step::kStrict || kAccess != Access::kChunks>)
+    conv(const ConvLaunch launch) {
   using T = typename Step::T;
   using Pixels = typename Step::template Tile<Shape::kRows, true>;
   using Weights = typename Step::template Tile<Shape::kColumns, !kUp>;
   constexpr int kDepth = Pixels::kDepth;
   [[maybe_unused]] constexpr int kChunk = Pixels::kChunk;
   constexpr bool kByChunks = kAccess == Access::kChunks || kAccess == Access::kWeightElements;
+  [[maybe_unused]] constexpr bool kWholeStages = Step::kOfWarpgroups;  // the input's channels are a multiple of a stage's
   const ConvTile<Shape, kUp> tile(launch);
   if (tile.first_row >= tile.rows) {
     if (launch.splits == 1)
@@ -206,11 +225,18 @@ __global__ void __launch_bounds__(Shape::kThreads, kConvBlocks<Shape, Step::kStr
               x = tile.x.first_input + point.x * tile.x.input_step;
     return Origin{(point.image * launch.y.input + y) * launch.x.input + x, y, x};
   };
+  // By chunks: where the line's chunk is for the first tap and channel, and which taps reach the map, a bit for each along
+  // either axis, so that a copy costs an addition and a test.
   const Share<Pixels, Shape::kThreads> rows;
-  Origin origins[kByChunks ? rows.kLines : 1];
+  const char* pixel_chunks[kByChunks ? rows.kLines : 1];
+  uint32_t reached[kByChunks ? rows.kLines : 1];
   if constexpr (kByChunks) {
 #pragma unroll
-    for (int i = 0; i < rows.kLines; i++) origins[i] = origin(tile.first_row + rows.line(i));
+    for (int i = 0; i < rows.kLines; i++) {
+      const Origin own = origin(tile.first_row + rows.line(i));
+      pixel_chunks[i] = reinterpret_cast<const char*>(input + static_cast<int64_t>(own.pixel) * in_channels + rows.element());
+      reached[i] = tile.y.reached(own.y, launch.y.input) | tile.x.reached(own.x, launch.x.input) << kMostTaps;
+    }
   }
 
   const int channel_steps = static_cast<int>((in_channels + kDepth - 1) / kDepth);
@@ -224,39 +250,51 @@ __global__ void __launch_bounds__(Shape::kThreads, kConvBlocks<Shape, Step::kStr
     return (tile.y.first_tap + y * tile.y.tap_step) * launch.x.kernel + tile.x.first_tap + x * tile.x.tap_step;
   };
 
-  // The stage that is filled next; stages are filled in order.
+  // The stage that is filled next; stages are filled in order. By chunks: how far its operands are from those of the first
+  // tap and channel, in bytes and in elements.
   struct {
     int tap_y, tap_x, channel;
-  } next = {0, 0, first_step * kDepth};
+    int64_t pixel_on, weight_on;
+  } next = {0, 0, first_step * kDepth, 0, 0};
+  [[maybe_unused]] const auto begin_tap = [&] {
+    const int y = next.tap_y * tile.y.input_per_tap, x = next.tap_x * tile.x.input_per_tap;
+    const int64_t place = kernel_tap(next.tap_y, next.tap_x);
+    next.pixel_on = (static_cast<int64_t>(y * launch.x.input + x) * in_channels + next.channel) * static_cast<int>(sizeof(T));
+    next.weight_on = kUp ? (static_cast<int64_t>(next.channel) * kernel_taps + place) * out_channels
+                         : place * in_channels + next.channel;
+  };
   if constexpr (kByChunks) {
     const int tap = first_step / channel_steps;
     next.tap_y = tap / max(tile.x.taps, 1), next.tap_x = tap - next.tap_y * tile.x.taps;
     next.channel -= tap * channel_steps * kDepth;
+    begin_tap();
   }
 
   const Share<Weights, Shape::kThreads> lines;
+  [[maybe_unused]] const T* const weight_chunk =
+      weight + (kUp ? static_cast<int64_t>(lines.first) * kernel_taps * out_channels + tile.first_column + lines.element()
+                    : static_cast<int64_t>(tile.first_column + lines.first) * kernel_taps * in_channels + lines.element());
+  // From one of its lines to the thread's next, and from stage to stage where lines are input channels.
+  [[maybe_unused]] const int64_t weight_line = static_cast<int64_t>(kernel_taps) * (kUp ? out_channels : in_channels);
+  [[maybe_unused]] const int64_t weight_lines_apart = lines.kLinesApart * weight_line, weight_stage = kDepth * weight_line;
   auto fill = [&](const Pixels& pixels, const Weights& weights) {
     if constexpr (kByChunks) {
-      const int y = next.tap_y * tile.y.input_per_tap, x = next.tap_x * tile.x.input_per_tap;
-      const int place = kernel_tap(next.tap_y, next.tap_x), first_channel = next.channel;
-      const int channel = first_channel + rows.element(), pixels_on = y * launch.x.input + x;
+      const int first_channel = next.channel;
+      const uint32_t tap = 1u << next.tap_y | 1u << (kMostTaps + next.tap_x);
+      const bool has_channel = kWholeStages || first_channel + rows.element() < in_channels;
 #pragma unroll
       for (int i = 0; i < rows.kLines; i++) {
-        const bool valid = channel < in_channels && origins[i].reaches(launch, y, x);
-        const T* from = input + static_cast<int64_t>(origins[i].pixel + pixels_on) * in_channels + channel;
-        ptx::cp_async_16(pixels.chunk(rows.line(i), rows.chunk), valid ? from : input, valid);
+        ptx::cp_async_16(pixels.chunk(rows.line(i), rows.chunk), pixel_chunks[i] + next.pixel_on,
+                         (reached[i] & tap) == tap && has_channel);
       }
+      const T* from = weight_chunk + next.weight_on;
 #pragma unroll
-      for (int i = 0; i < lines.kLines; i++) {
-        const int line = lines.line(i), element = lines.element();
-        T* to = weights.chunk(line, lines.chunk);
-        const int in = first_channel + (kUp ? line : element), out = tile.first_column + (kUp ? element : line);
-        const T* from =
-            weight + (static_cast<int64_t>(kUp ? in : out) * kernel_taps + place) * (kUp ? out_channels : in_channels) +
-            (kUp ? out : in);
+      for (int i = 0; i < lines.kLines; i++, from += weight_lines_apart) {
+        T* to = weights.chunk(lines.line(i), lines.chunk);
+        const int in = first_channel + (kUp ? lines.line(i) : lines.element()),
+                  out = tile.first_column + (kUp ? lines.element() : lines.line(i));
         if constexpr (kAccess == Access::kChunks) {
-          const bool valid = in < in_channels && out < out_channels;
-          ptx::cp_async_16(to, valid ? from : weight, valid);
+          ptx::cp_async_16(to, from, (kWholeStages || in < in_channels) && out < out_channels);
         } else {
           fill_one_by_one<T, kChunk>(to, [&](int e) {
             const bool valid = in + (kUp ? 0 : e) < in_channels && out + (kUp ? e : 0) < out_channels;
@@ -265,9 +303,12 @@ __global__ void __launch_bounds__(Shape::kThreads, kConvBlocks<Shape, Step::kStr
         }
       }
       next.channel += kDepth;
+      next.pixel_on += kDepth * sizeof(T);
+      next.weight_on += kUp ? weight_stage : kDepth;
       if (next.channel >= in_channels) {
         next.channel = 0;
         if (++next.tap_x == tile.x.taps) next.tap_x = 0, next.tap_y++;
+        begin_tap();
       }
     } else {
       const int first = next.channel;

@@ -3,6 +3,8 @@
 // memory, for accumulators lie in rows of 8 bytes.
 #pragma once
 
+#include <type_traits>
+
 #include "activation.cuh"
 #include "affine.cuh"
 #include "conv.h"
@@ -67,10 +69,10 @@ __device__ void put_aside(const Accumulators<Shape>& sums, float* partials, int6
   });
 }
 
-// Four parts are on their way at once.
+// A few parts are on their way at once.
 template <class Shape>
 __device__ void add_parts(Accumulators<Shape>& sums, float* partials, int64_t first, int count, int64_t columns) {
-  constexpr int kTogether = 4;
+  constexpr int kTogether = Shape::kFragmentsDown * Shape::kFragmentsAcross > 8 ? 2 : 4;
 #pragma unroll 1
   for (int part = 0; part < count; part += kTogether) {
     for_fragments<Shape>(columns, [&](int i, int j) {
@@ -192,29 +194,37 @@ __device__ void finish(const Accumulators<Shape>& sums, const Finish& to, int64_
   const Affinity<Shape> affinity(to, table);
   T* const output = static_cast<T*>(to.output) + channel;
   Moments<kChunk> moments;
+  const auto store_rows = [&](auto whether) {
+    constexpr bool kChanges = decltype(whether)::value;
 #pragma unroll 2
-  for (int row = first_row; row < rows; row += kRowsApart) {
-    const auto values = staging.template get<kChunk>(row, column);
-    Vec<T, kChunk> stored;
-#pragma unroll
-    for (int i = 0; i < kChunk; i++) {
-      stored.at[i] = from_float<T>(affinity(values.at[i], column + i));
-      moments.mean[i] += to_float(stored.at[i]);
-    }
-    moments.n += 1.f;
-    T* const line = output + line_of(row);
-    if (to.by_chunks) {
-      if (channels > 0) store(line, stored);
-    } else {
+    for (int row = first_row; row < rows; row += kRowsApart) {
+      const auto values = staging.template get<kChunk>(row, column);
+      Vec<T, kChunk> stored;
 #pragma unroll
       for (int i = 0; i < kChunk; i++) {
-        if (i < channels) line[i] = stored.at[i];
+        stored.at[i] = from_float<T>(kChanges ? affinity(values.at[i], column + i) : values.at[i]);
+        if (!kChanges) moments.mean[i] += to_float(stored.at[i]);
+      }
+      T* const line = output + line_of(row);
+      if (to.by_chunks) {
+        if (channels > 0) store(line, stored);
+      } else {
+#pragma unroll
+        for (int i = 0; i < kChunk; i++) {
+          if (i < channels) line[i] = stored.at[i];
+        }
       }
     }
+  };
+  if (affinity.changes) {
+    store_rows(std::true_type());
+    return;
   }
+  store_rows(std::false_type());
   if (!to.moments) return;
 
   // Of the values as they are stored: the mean of the thread's rows, then their deviations from it.
+  moments.n = static_cast<float>(max(rows - first_row + kRowsApart - 1, 0) / kRowsApart);
   const float share = moments.n > 0.f ? 1.f / moments.n : 0.f;
 #pragma unroll
   for (int i = 0; i < kChunk; i++) moments.mean[i] *= share;

@@ -70,40 +70,48 @@ __global__ void __launch_bounds__(Shape::kThreads, kConvBlocks<Shape, Step::kStr
   const T* const fine = static_cast<const T*>(launch.fine);
   const int coarse_channel = tile.first_row + coarse_lines.element();
   const int fine_column = tile.first_column + fine_lines.element();
-  const unsigned width = launch.x.output, height = launch.y.output;
-  const int move_x = kDepth % width, move_y = kDepth / width % height, move_image = kDepth / (width * height);
-  struct Pixel {
-    int image, y, x;
+  const int coarse_lines_bytes = launch.coarse_channels * static_cast<int>(sizeof(T)),
+            fine_lines_bytes = fine_channels * static_cast<int>(sizeof(T));
+  const int tap_y = tile.tap / launch.x.kernel, tap_x = tile.tap % launch.x.kernel;
+  const int width = launch.x.output, height = launch.y.output;
+
+  // The fine pixel that a coarse one meets, which may be outside of its map.
+  struct Met {
+    int y, x, pixel;
+
+    __device__ bool inside(const WeightGradLaunch& launch) const {
+      return static_cast<unsigned>(y) < static_cast<unsigned>(launch.y.input) &&
+             static_cast<unsigned>(x) < static_cast<unsigned>(launch.x.input);
+    }
   };
-  const auto pixel_at = [&](int number) {
-    const unsigned row = number / width;
-    return Pixel{static_cast<int>(row / height), static_cast<int>(row % height), static_cast<int>(number % width)};
+  const auto meet = [&](int number, int tap_y, int tap_x) {
+    const int row = static_cast<unsigned>(number) / static_cast<unsigned>(width), image = row / height;
+    const int y = (row - image * height) * launch.y.stride - launch.y.padding + tap_y;
+    const int x = (number - row * width) * launch.x.stride - launch.x.padding + tap_x;
+    return Met{y, x, (image * launch.y.input + y) * launch.x.input + x};
   };
-  Pixel places[kFineByChunks ? fine_lines.kLines : 1];  // by chunks: where each line is, else found anew
+  // By chunks: what each line meets, and how that moves on with a stage: by additions.
+  const int move_x = kDepth % width * launch.x.stride, move_y = kDepth / width % height * launch.y.stride;
+  const int move = (kDepth / (width * height) * launch.y.input + move_y) * launch.x.input + move_x;
+  const int row_width = width * launch.x.stride, map_height = height * launch.y.stride;
+  const int row_end = row_width - launch.x.padding + tap_x, map_end = map_height - launch.y.padding + tap_y;
+  Met met[kFineByChunks ? fine_lines.kLines : 1];  // else found anew
   if constexpr (kFineByChunks) {
 #pragma unroll
-    for (int i = 0; i < fine_lines.kLines; i++) places[i] = pixel_at(first_pixel + fine_lines.line(i));
+    for (int i = 0; i < fine_lines.kLines; i++) met[i] = meet(first_pixel + fine_lines.line(i), tap_y, tap_x);
   }
 
   int pixel = first_pixel;  // first of the stage that is filled next
   auto fill = [&](const Coarse& a, const Fine& b) {
-    const auto meet = [&](const Pixel& at, int tap_y,
-                          int tap_x) -> const T* {  // the fine pixel; null outside of the map
-      const int y = at.y * launch.y.stride - launch.y.padding + tap_y;
-      const int x = at.x * launch.x.stride - launch.x.padding + tap_x;
-      const bool inside = static_cast<unsigned>(y) < static_cast<unsigned>(launch.y.input) &&
-                          static_cast<unsigned>(x) < static_cast<unsigned>(launch.x.input);
-      if (!inside) return nullptr;
-      return fine + static_cast<int64_t>((at.image * launch.y.input + y) * launch.x.input + x) * fine_channels;
-    };
-    const int tap_y = tile.tap / launch.x.kernel, tap_x = tile.tap % launch.x.kernel;
+    const int left = end - pixel;  // lines that exist
     if constexpr (kCoarseByChunks) {
 #pragma unroll
       for (int i = 0; i < coarse_lines.kLines; i++) {
         const int line = coarse_lines.line(i);
-        const T* from = coarse + static_cast<int64_t>(pixel + line) * launch.coarse_channels + coarse_channel;
-        const bool valid = pixel + line < end && coarse_channel < launch.coarse_channels;
-        ptx::cp_async_16(a.chunk(line, coarse_lines.chunk), valid ? from : coarse, valid);
+        const char* from = reinterpret_cast<const char*>(coarse + coarse_channel) +
+                           static_cast<int64_t>(pixel + line) * coarse_lines_bytes;
+        ptx::cp_async_16(a.chunk(line, coarse_lines.chunk), from,
+                         line < left && coarse_channel < launch.coarse_channels);
       }
     } else {
 #pragma unroll 2
@@ -111,7 +119,7 @@ __global__ void __launch_bounds__(Shape::kThreads, kConvBlocks<Shape, Step::kStr
         const int line = coarse_lines.line(i);
         const T* from = coarse + static_cast<int64_t>(pixel + line) * launch.coarse_channels + coarse_channel;
         fill_one_by_one<T, kChunk>(a.chunk(line, coarse_lines.chunk), [&](int e) {
-          return pixel + line < end && coarse_channel + e < launch.coarse_channels ? from + e : nullptr;
+          return line < left && coarse_channel + e < launch.coarse_channels ? from + e : nullptr;
         });
       }
     }
@@ -119,27 +127,29 @@ __global__ void __launch_bounds__(Shape::kThreads, kConvBlocks<Shape, Step::kStr
 #pragma unroll
       for (int i = 0; i < fine_lines.kLines; i++) {
         const int line = fine_lines.line(i);
-        Pixel& at = places[i];
-        const T* met = meet(at, tap_y, tap_x);
-        const bool valid = met && pixel + line < end && fine_column < fine_channels;
-        ptx::cp_async_16(b.chunk(line, fine_lines.chunk), valid ? met + fine_column : fine, valid);
-        at.x += move_x;
-        if (at.x >= static_cast<int>(width)) at.x -= width, at.y++;
+        Met& at = met[i];
+        const char* from =
+            reinterpret_cast<const char*>(fine + fine_column) + static_cast<int64_t>(at.pixel) * fine_lines_bytes;
+        ptx::cp_async_16(b.chunk(line, fine_lines.chunk), from,
+                         at.inside(launch) && line < left && fine_column < fine_channels);
+        at.pixel += move;
         at.y += move_y;
-        if (at.y >= static_cast<int>(height)) at.y -= height, at.image++;
-        at.image += move_image;
+        if (move_x) {
+          at.x += move_x;
+          if (at.x >= row_end) at.x -= row_width, at.y += launch.y.stride, at.pixel += launch.y.stride * launch.x.input - row_width;
+        }
+        if (at.y >= map_end) at.y -= map_height, at.pixel += (launch.y.input - map_height) * launch.x.input;
       }
     } else {
 #pragma unroll 1
       for (int i = 0; i < fine_lines.kLines; i++) {
         const int line = fine_lines.line(i);
-        const Pixel at = pixel_at(pixel + line);
         fill_one_by_one<T, kChunk>(b.chunk(line, fine_lines.chunk), [&](int e) -> const T* {
           const int column = fine_column + e, tap = launch.merged ? column / fine_channels : 0;
           const int channel = column - tap * fine_channels;
-          if (pixel + line >= end || channel >= fine_channels || tap >= launch.taps()) return nullptr;
-          const T* met = meet(at, tap_y + tap / launch.x.kernel, tap_x + tap % launch.x.kernel);
-          return met ? met + channel : nullptr;
+          if (line >= left || channel >= fine_channels || tap >= launch.taps()) return nullptr;
+          const Met at = meet(pixel + line, tap_y + tap / launch.x.kernel, tap_x + tap % launch.x.kernel);
+          return at.inside(launch) ? fine + static_cast<int64_t>(at.pixel) * fine_channels + channel : nullptr;
         });
       }
     }

@@ -85,11 +85,11 @@ struct WarpgroupTile {
     return reinterpret_cast<T*>(data + (block * kLines + line) * kLineBytes + place * kAccessBytes);
   }
 
-  // What a product takes from extent i, a multiple of 64, and depth k, a multiple of 16, on.
-  __device__ ptx::SharedMatrix matrix(int i, int k) const {
-    const int place = kAlongK ? i * kLineBytes + k * static_cast<int>(sizeof(T)) : (i / 64 * kLines + k) * kLineBytes;
-    return {data + place, kLines * kLineBytes};
+  // What a product takes from extent i on, a multiple of 64, and how far it is from there to depth k, a multiple of 16.
+  __device__ ptx::SharedMatrix matrix(int i) const {
+    return {data + (kAlongK ? i : i / 64 * kLines) * kLineBytes, kLines * kLineBytes};
   }
+  static __device__ constexpr int bytes_to(int k) { return k * (kAlongK ? static_cast<int>(sizeof(T)) : kLineBytes); }
 };
 
 // --- fragments of tensor cores ---
@@ -325,11 +325,12 @@ __device__ void multiply_stage(Accumulators<Shape>& sums, const TileA& a, const 
 template <class Step, class Shape, class TileA, class TileB>
 __device__ void start_multiplying(Accumulators<Shape>& sums, const TileA& a, const TileB& b) {
   static_assert(Shape::kWarpRows == 16 && Shape::kWarpsAcross == 1);
-  const int row = threadIdx.x / kWarpgroupSize * 64;
+  const ptx::SharedMatrix rows = a.matrix(threadIdx.x / kWarpgroupSize * 64), columns = b.matrix(0);
   ptx::wgmma_fence();
 #pragma unroll
   for (int k = 0; k < TileA::kDepth; k += Step::kDepth) {
-    ptx::wgmma<!TileA::kAlongK, !TileB::kAlongK>(sums.at[0], a.matrix(row, k), b.matrix(0, k), typename Step::T());
+    ptx::wgmma<!TileA::kAlongK, !TileB::kAlongK>(sums.at[0], rows + TileA::bytes_to(k), columns + TileB::bytes_to(k),
+                                                 typename Step::T());
   }
   ptx::wgmma_commit();
 }

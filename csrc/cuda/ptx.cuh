@@ -62,7 +62,7 @@ __device__ inline void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row) {
                : "memory");
 }
 
-// 16 bytes from global to shared memory, in the background; zeros where not `valid`, and `from` is not read.
+// 16 bytes from global to shared memory, in the background; zeros where not `valid`, when `from` may be any address.
 __device__ inline void cp_async_16(void* to, const void* from, bool valid) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)),
                "l"(__cvta_generic_to_global(from)), "r"(valid ? 16 : 0)
@@ -103,13 +103,18 @@ __device__ inline unsigned long long load_relaxed(const unsigned long long* from
 // chunks are permuted, chunk c of line l at place c ^ l % 8. Lines run along K, or along the extent in blocks of 64
 // elements, which lie `blocks_apart` bytes from each other.
 struct SharedMatrix {
-  const unsigned char* start;
-  int blocks_apart;
+  uint64_t descriptor;
 
-  __device__ uint64_t descriptor() const {
+  __device__ SharedMatrix(const unsigned char* start, int blocks_apart) {
     constexpr uint64_t kEightLines = 8 * 128 / 16, kPermuted = 1;
-    return (shared_address(start) & 0x3ffff) / 16 | static_cast<uint64_t>(blocks_apart / 16) << 16 | kEightLines << 32 |
-           kPermuted << 62;
+    descriptor = (shared_address(start) & 0x3ffff) / 16 | static_cast<uint64_t>(blocks_apart / 16) << 16 |
+                 kEightLines << 32 | kPermuted << 62;
+  }
+  // The one that begins so many bytes on.
+  __device__ SharedMatrix operator+(int bytes) const {
+    SharedMatrix other = *this;
+    other.descriptor += bytes / 16;
+    return other;
   }
 };
 
@@ -136,14 +141,14 @@ __device__ inline void fence_shared_for_wgmma() { asm volatile("fence.proxy.asyn
                " {%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,"  \
                "%27,%28,%29,%30,%31}, %32, %33, p, 1, 1, %34, %35; }"                                                    \
                : DCGAN_D32(0)                                                                                        \
-               : "l"(a.descriptor()), "l"(b.descriptor()), "n"(kAAcross), "n"(kBAcross))
+               : "l"(a.descriptor), "l"(b.descriptor), "n"(kAAcross), "n"(kBAcross))
 #define DCGAN_WGMMA_128(type)                                                                                        \
   asm volatile("{ .reg .pred p; setp.eq.b32 p, 0, 0; wgmma.mma_async.sync.aligned.m64n128k16.f32." type "." type                                          \
                " {%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,"  \
                "%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,"  \
                "%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63}, %64, %65, p, 1, 1, %66, %67; }"                        \
                : DCGAN_D32(0), DCGAN_D32(8)                                                                          \
-               : "l"(a.descriptor()), "l"(b.descriptor()), "n"(kAAcross), "n"(kBAcross))
+               : "l"(a.descriptor), "l"(b.descriptor), "n"(kAAcross), "n"(kBAcross))
 
 template <int kAAcross, int kBAcross>
 __device__ inline void wgmma(float (&d)[8][4], const SharedMatrix& a, const SharedMatrix& b, __nv_bfloat16) {
@@ -223,6 +228,8 @@ inline unsigned long long load_relaxed(const unsigned long long* from) {
 struct SharedMatrix {
   const unsigned char* start;
   int blocks_apart;
+
+  SharedMatrix operator+(int bytes) const { return {start + bytes, blocks_apart}; }
 };
 
 inline void wgmma_fence() {}
