@@ -279,7 +279,7 @@ def step_rows(timer: Timer, small: bool, without: list[str], net: str, batch: in
             "channels_last, graph": lambda a=autocast: graphed(Step(copies(fused=False), nhwc, a)),
             "channels_last, eager": lambda a=autocast: Step(copies(fused=False), nhwc, a),
         }
-        if not small:
+        if name == "bfloat16" and net == "pytorch-64" and batch == 128:  # a minute of tuning each
             makers["compiled"] = lambda a=autocast: Step(
                 tuple(
                     torch.compile(n, mode="max-autotune", dynamic=False)

@@ -109,8 +109,8 @@ struct ConvTile {
   int first_column;
   Divisor by_width, by_points;
 
-  __device__ explicit ConvTile(const ConvLaunch& launch) {
-    unsigned rest = blockIdx.x;
+  __device__ ConvTile(const ConvLaunch& launch, unsigned block) {
+    unsigned rest = block;
     split = rest % launch.splits, rest /= launch.splits;
     first_column = rest % launch.column_tiles * Shape::kColumns, rest /= launch.column_tiles;
     phase = rest % launch.phases(), rest /= launch.phases();
@@ -185,7 +185,7 @@ __device__ void finish_conv(const Accumulators<Shape>& sums, const ConvLaunch& l
 // Blocks that an SM's registers must have room for: 128 registers a thread of 8 warps, 168 of 4, and 255 of 4 that need
 // more, as strict ones do and those that read elements.
 template <class Shape, bool kMore = false>
-constexpr int kConvBlocks = Shape::kWarps == 4 && !kMore ? 3 : 2;
+constexpr int kConvBlocks = (Shape::kWarps == 4 && !kMore) || Shape::kWarpColumns == 64 && Shape::kWarpRows == 16 ? 3 : 2;
 
 // Computes the sums of a tile; stores them, or puts them aside where the depth is split.
 template <class Shape, class Step, bool kUp, Access kAccess>
@@ -198,7 +198,7 @@ __global__ void __launch_bounds__(Shape::kThreads, kConvBlocks<Shape, Step::kStr
   [[maybe_unused]] constexpr int kChunk = Pixels::kChunk;
   constexpr bool kByChunks = kAccess == Access::kChunks || kAccess == Access::kWeightElements;
   [[maybe_unused]] constexpr bool kWholeStages = Step::kOfWarpgroups;  // the input's channels are a multiple of a stage's
-  const ConvTile<Shape, kUp> tile(launch);
+  const ConvTile<Shape, kUp> tile(launch, blockIdx.x);
   if (tile.first_row >= tile.rows) {
     if (launch.splits == 1)
       finish_nothing<Shape>(launch.finish, tile.group, tile.moments_tile(launch), tile.first_column);
@@ -372,7 +372,8 @@ __global__ void __launch_bounds__(Shape::kThreads, kConvBlocks<Shape, Step::kStr
   if (launch.splits > 1) {
     put_aside(sums, launch.partials, blockIdx.x, out_channels - tile.first_column);  // parts of a tile are neighbours
   } else {
-    finish_conv<T, Shape, kUp>(sums, launch, tile);
+    // Found anew: kept, the tile's numbers would take the product's registers.
+    finish_conv<T, Shape, kUp>(sums, launch, ConvTile<Shape, kUp>(launch, ptx::unknown(blockIdx.x)));
   }
 }
 
@@ -382,7 +383,7 @@ template <typename T, class Shape, bool kUp>
 __global__ void __launch_bounds__(Shape::kThreads, 1) conv_finish_splits(ConvLaunch launch) {
   const int splits = launch.splits;
   launch.splits = 1;  // the blocks are those of one part
-  const ConvTile<Shape, kUp> tile(launch);
+  const ConvTile<Shape, kUp> tile(launch, blockIdx.x);
   if (tile.first_row >= tile.rows) {
     finish_nothing<Shape>(launch.finish, tile.group, tile.moments_tile(launch), tile.first_column);
     return;

@@ -252,7 +252,7 @@ __device__ void finish(const Accumulators<Shape>& sums, const Finish& to, int64_
 template <typename T, class Shape, class LineOf>
 __device__ void finish_gradient_sums(const Finish& to, int64_t group, int64_t tile, int64_t first_column, int rows,
                                      const LineOf& line_of) {
-  constexpr int kChunk = kAccessBytes / sizeof(T), kLanes = Shape::kColumns / kChunk;
+  constexpr int kChunk = 4, kLanes = Shape::kColumns / kChunk;  // more columns a thread would ask for more registers
   constexpr int kRowsApart = Shape::kThreads / kLanes;
   const GradSums& of = to.sums;
   const Staging<Shape> staging;
@@ -273,25 +273,37 @@ __device__ void finish_gradient_sums(const Finish& to, int64_t group, int64_t ti
   const Activate<false> activate(of.activation, of.negative_slope);
   const T* const x = static_cast<const T*>(of.x) + channel;
   Sums<float, 2, kChunk> sums;
-#pragma unroll 2
-  for (int row = threadIdx.x / kLanes; row < rows; row += kRowsApart) {
-    const T* const line = x + line_of(row);
-    Vec<T, kChunk> inputs = {};
-    if (to.by_chunks) {
-      if (channels > 0) inputs = load<kChunk>(line);
-    } else {
+  constexpr int kTogether = Shape::kWarpRows == 16 ? 4 : 2;  // rows that are on their way at once
+  static_assert(Shape::kRows % (kTogether * kRowsApart) == 0);
+#pragma unroll 1
+  for (int first = threadIdx.x / kLanes; first < rows; first += kTogether * kRowsApart) {
+    Vec<T, kChunk> inputs[kTogether] = {};
 #pragma unroll
-      for (int i = 0; i < kChunk; i++) {
-        if (i < channels) inputs.at[i] = line[i];
+    for (int r = 0; r < kTogether; r++) {
+      const int row = first + r * kRowsApart;
+      if (row >= rows) continue;
+      const T* const line = x + line_of(row);
+      if (to.by_chunks) {
+        if (channels > 0) inputs[r] = load<kChunk>(line);
+      } else {
+#pragma unroll
+        for (int i = 0; i < kChunk; i++) {
+          if (i < channels) inputs[r].at[i] = line[i];
+        }
       }
     }
-    const auto grads = staging.template get<kChunk>(row, column);
 #pragma unroll
-    for (int i = 0; i < kChunk; i++) {
-      const float centred = to_float(inputs.at[i]) - affine.mean[i];
-      const float dz = activate.backward(affine(centred, i), to_float(from_float<T>(grads.at[i])));
-      sums.at[i][0] += dz;
-      sums.at[i][1] = fmaf(dz, centred, sums.at[i][1]);
+    for (int r = 0; r < kTogether; r++) {
+      const int row = first + r * kRowsApart;
+      if (row >= rows) continue;
+      const auto grads = staging.template get<kChunk>(row, column);
+#pragma unroll
+      for (int i = 0; i < kChunk; i++) {
+        const float centred = to_float(inputs[r].at[i]) - affine.mean[i];
+        const float dz = activate.backward(affine(centred, i), to_float(from_float<T>(grads.at[i])));
+        sums.at[i][0] += dz;
+        sums.at[i][1] = fmaf(dz, centred, sums.at[i][1]);
+      }
     }
   }
   __syncthreads();  // the scratch lies where the gradient is

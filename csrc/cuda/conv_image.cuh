@@ -151,7 +151,7 @@ __device__ void store_directly(Accumulators<ImageBlock>& sums, const Finish& to,
 
 // kDirect is launch.direct: in one kernel the two ways out would take each other's registers.
 template <class Step, bool kDirect>
-__global__ void __launch_bounds__(ImageBlock::kThreads, kConvBlocks<ImageBlock, Step::kStrict>)
+__global__ void __launch_bounds__(ImageBlock::kThreads, kConvBlocks<ImageBlock, Step::kStrict || !kDirect>)
     conv_image(const ConvImageLaunch launch) {
   using T = typename Step::T;
   using Shape = ImageBlock;

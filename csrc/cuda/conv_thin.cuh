@@ -18,7 +18,7 @@ namespace dcgan_fast::cuda {
 struct ThinAxis {
   ConvAxis conv;  // going up: input is coarse, output fine
   int patch, outputs, tiles;
-  Divisor by_stride, by_outputs;
+  Divisor by_stride, by_outputs, by_patch;
 };
 
 struct ThinLaunch {
@@ -61,7 +61,8 @@ __global__ void __launch_bounds__(Shape::kThreads, kConvBlocks<Shape, Step::kStr
   int pixel[rows.kLines];  // its number in the input, or less than none outside
 #pragma unroll
   for (int i = 0; i < rows.kLines; i++) {
-    const int row = rows.line(i), down = y.input + row / launch.x.patch, across = x.input + row % launch.x.patch;
+    const int row = rows.line(i), line = launch.x.by_patch.divide(row);
+    const int down = y.input + line, across = x.input + row - line * launch.x.patch;
     const bool inside = row < launch.y.patch * launch.x.patch && down >= 0 && down < y_axis.input && across >= 0 &&
                         across < x_axis.input;
     pixel[i] = inside ? (image * y_axis.input + down) * x_axis.input + across : -1;

@@ -298,7 +298,7 @@ struct WarpgroupStep {
   template <int kExtent, bool kAlongK>
   using Tile = WarpgroupTile<T, kExtent, kAlongK>;
   template <class Shape>
-  static constexpr int kStages = Shape::kColumns > 64 ? 3 : 4;  // 96 KB: two blocks on an SM
+  static constexpr int kStages = 3;  // 96 KB or 72 KB: two or three blocks on an SM
 };
 
 // Adds the product of one stage's tiles to a warp's accumulators.

@@ -84,6 +84,12 @@ __device__ inline void store_16(void* to, const uint32_t (&words)[4], bool valid
                : "memory");
 }
 
+// A number of which the compiler does not know that it has it already.
+__device__ inline unsigned unknown(unsigned value) {
+  asm volatile("" : "+r"(value));
+  return value;
+}
+
 // A load from shared memory in an inner loop. The emulator counts its bank conflicts; all lanes take part.
 template <typename T>
 __device__ inline T load_shared(const void* from) {
@@ -213,6 +219,8 @@ inline void cp_async_wait() {
 inline void store_16(void* to, const uint32_t (&words)[4], bool valid) {
   if (valid) store(static_cast<uint32_t*>(to), Vec<uint32_t, 4>{{words[0], words[1], words[2], words[3]}});
 }
+
+inline unsigned unknown(unsigned value) { return value; }
 
 template <typename T>
 inline T load_shared(const void* from, Site site = Site::caller()) {
