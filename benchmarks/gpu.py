@@ -2,6 +2,7 @@
 
     python benchmarks/gpu.py --out benchmarks/results     # minutes on an H200
     python benchmarks/gpu.py --small                       # does it run? On the emulator too, where times mean nothing
+    python benchmarks/gpu.py --table FILE.json             # what a run found, as Markdown
 
 Times are medians of CUDA events around one call, between which other memory is written, so that no call finds
 its operands in the L2 cache; contenders take turns in each round. Whole steps are timed over several steps in
@@ -62,19 +63,41 @@ class Row:
     failed: dict[str, str] = field(default_factory=dict)
     keys: float = 0.0  # millions
 
+    def rates(self) -> str:
+        """Of ours, of what it did."""
+        ours, found = self.milliseconds.get("ours"), []
+        if ours and self.keys:
+            found.append(f"{self.keys / ours:.2f} Gkeys/s")
+        if ours and self.gflop:
+            found.append(f"{self.gflop / ours:.1f} TFLOP/s")
+        if ours and self.gigabytes:
+            found.append(f"{1e3 * self.gigabytes / ours:.0f} GB/s")
+        return ", ".join(found)
+
     def text(self) -> str:
         case = " ".join(self.case.values())
         times = "  ".join(f"{name} {ms:.4f}" for name, ms in self.milliseconds.items())
-        ours = self.milliseconds.get("ours")
-        rates = ""
-        if ours:
-            work = (
-                f"{self.keys / ours:.3f} Gkeys/s"
-                if self.keys
-                else f"{self.gflop / ours:.1f} TFLOP/s"
-            )
-            rates = f"  {work} {1e3 * self.gigabytes / ours:.0f} GB/s"
-        return f"{self.table:8} {case:60} {times}{rates} {self.failed or ''}"
+        return f"{self.table:8} {case:60} {times}  {self.rates()} {self.failed or ''}"
+
+
+def markdown(content: dict[str, Any]) -> str:
+    """A run's results, a table for each kind of rows. Milliseconds."""
+    lines = [f"# {content['device']}, torch {content['torch']}"]
+    rows = [Row(**row) for row in content["rows"]]
+    for table in dict.fromkeys(row.table for row in rows):
+        own = [row for row in rows if row.table == table]
+        cases = list(dict.fromkeys(name for row in own for name in row.case))
+        who = list(dict.fromkeys(name for row in own for name in row.milliseconds))
+        rated = any(row.rates() for row in own)
+        head = [*cases, *(f"{name}, ms" for name in who), *(["rates of ours"] if rated else [])]
+        lines += ["", f"## {table}", "| " + " | ".join(head) + " |"]
+        lines.append("|" + " --- |" * len(cases) + " ---: |" * (len(head) - len(cases)))
+        for row in own:
+            cells = [row.case.get(name, "").replace("|", "/") for name in cases]
+            times = (row.milliseconds.get(name) for name in who)
+            cells += ["" if ms is None else f"{ms:.4f}" for ms in times]
+            lines.append("| " + " | ".join(cells + ([row.rates()] if rated else [])) + " |")
+    return "\n".join(lines) + "\n"
 
 
 def synchronize() -> None:
@@ -403,7 +426,12 @@ def dedup_rows(timer: Timer, small: bool, rows: int) -> Iterator[Row]:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, help="folder for <gpu>-<date>.json; none: print only")
+    parser.add_argument(
+        "--out", type=Path, help="folder for <gpu>-<date>.json and .md; none: print only"
+    )
+    parser.add_argument(
+        "--table", type=Path, metavar="JSON", help="print the tables of a run, and run nothing"
+    )
     parser.add_argument("--small", action="store_true", help="tiny layers: does it run?")
     parser.add_argument(
         "--only", choices=["ceilings", "layers", "steps", "kernels", "dedup"], help="one table"
@@ -412,6 +440,9 @@ def main(arguments: list[str] | None = None) -> int:
         "--without", action="append", default=[], metavar="CONTENDER", help='of steps: "compiled"'
     )
     options = parser.parse_args(arguments)
+    if options.table:
+        print(markdown(json.loads(options.table.read_text())), end="")
+        return 0
     if not ON_A_GPU and not options.small:
         parser.error("there is no GPU; with --small it runs on what there is")
     if ON_A_GPU:
@@ -451,9 +482,13 @@ def main(arguments: list[str] | None = None) -> int:
                         "torch": torch.__version__,
                         "rows": list(map(asdict, rows)),
                     }
-                    unfinished = target.with_suffix(".unfinished")
-                    unfinished.write_text(json.dumps(content, indent=1))
-                    unfinished.replace(target)
+                    for path, text in (
+                        (target, json.dumps(content, indent=1)),
+                        (target.with_suffix(".md"), markdown(content)),
+                    ):
+                        unfinished = path.with_name(path.name + ".unfinished")
+                        unfinished.write_text(text)
+                        unfinished.replace(path)
     geometric = [
         row.milliseconds["channels_last"] / row.milliseconds["ours"]
         for row in rows

@@ -18,11 +18,11 @@ extern template struct WarpgroupKernels<__half>;
 
 namespace {
 
-// Blocks that fill the largest GPU of today twice (132 SMs), or once where warpgroups multiply, of which one block keeps
-// an SM busy: where tiles are fewer, their depth is split. A constant, not the device's number of SMs: results do not
-// depend on how many there are.
+// Blocks that fill the largest GPU of today twice (132 SMs), or once with wide tiles of warpgroups, of which one keeps an SM
+// busy: where tiles are fewer, their depth is split. A constant, not the device's number of SMs: results do not depend on
+// how many there are.
 constexpr int64_t kTargetBlocks = 264;
-int64_t target_blocks(bool warpgroups) { return warpgroups ? kTargetBlocks / 2 : kTargetBlocks; }
+int64_t target_blocks(bool warpgroups, bool wide) { return warpgroups && wide ? kTargetBlocks / 2 : kTargetBlocks; }
 constexpr int64_t kLeastSteps = 8;  // of a part of the depth: below, putting sums aside costs more than it gains
 constexpr int64_t kMostIndex = INT32_MAX - 1024;  // a last tile counts on past what exists
 constexpr const char* kMisaligned = "maps and weights must be aligned to 16 bytes";
@@ -120,7 +120,7 @@ ForwardPlan plan_forward(const ConvShape& s, Direction direction, int64_t groups
   const bool pixels_by_chunks = call.access == Access::kChunks || call.access == Access::kWeightElements;
   const int64_t steps =
       pixels_by_chunks ? phase_taps * ceil_div(in.channels, depth) : ceil_div(phase_taps * in.channels, depth);
-  const int64_t wanted = plan.blocks ? target_blocks(plan.warpgroups) / plan.blocks : 1;
+  const int64_t wanted = plan.blocks ? target_blocks(plan.warpgroups, plan.wide) / plan.blocks : 1;
   call.splits = static_cast<int>(std::max<int64_t>(1, std::min(wanted, steps / kLeastSteps)));
   if (call.splits > 1) plan.bytes = sizeof(float) * plan.blocks * call.splits * kBlockRows * columns;
   return plan;
@@ -193,7 +193,7 @@ WeightGradPlan plan_weight_grad(const ConvShape& s) {
   plan.warpgroups = by_warpgroups(s) && by_chunks;
   const int64_t depth = plan.warpgroups ? kWarpgroupDepth : stage_depth(s.dtype);
   const int64_t steps = ceil_div(call.pixels, depth);
-  const int64_t wanted = std::max<int64_t>(1, std::min<int64_t>(target_blocks(plan.warpgroups) / call.tiles(), steps / kLeastSteps));
+  const int64_t wanted = std::max<int64_t>(1, std::min<int64_t>(target_blocks(plan.warpgroups, plan.wide) / call.tiles(), steps / kLeastSteps));
   call.split_pixels = static_cast<int>(std::max<int64_t>(1, ceil_div(steps, wanted)) * depth);
   call.splits = static_cast<int>(std::max<int64_t>(1, ceil_div(call.pixels, call.split_pixels)));
   if (call.splits > 1)

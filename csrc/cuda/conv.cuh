@@ -109,9 +109,10 @@ struct ConvTile {
   int first_column;
   Divisor by_width, by_points;
 
-  __device__ ConvTile(const ConvLaunch& launch, unsigned block) {
+  // That of a block, where every tile has so many.
+  __device__ ConvTile(const ConvLaunch& launch, unsigned block, int splits) {
     unsigned rest = block;
-    split = rest % launch.splits, rest /= launch.splits;
+    split = rest % splits, rest /= splits;
     first_column = rest % launch.column_tiles * Shape::kColumns, rest /= launch.column_tiles;
     phase = rest % launch.phases(), rest /= launch.phases();
     tile = rest % launch.tiles, group = rest / launch.tiles;
@@ -198,7 +199,7 @@ __global__ void __launch_bounds__(Shape::kThreads, kConvBlocks<Shape, Step::kStr
   [[maybe_unused]] constexpr int kChunk = Pixels::kChunk;
   constexpr bool kByChunks = kAccess == Access::kChunks || kAccess == Access::kWeightElements;
   [[maybe_unused]] constexpr bool kWholeStages = Step::kOfWarpgroups;  // the input's channels are a multiple of a stage's
-  const ConvTile<Shape, kUp> tile(launch, blockIdx.x);
+  const ConvTile<Shape, kUp> tile(launch, blockIdx.x, launch.splits);
   if (tile.first_row >= tile.rows) {
     if (launch.splits == 1)
       finish_nothing<Shape>(launch.finish, tile.group, tile.moments_tile(launch), tile.first_column);
@@ -373,17 +374,16 @@ __global__ void __launch_bounds__(Shape::kThreads, kConvBlocks<Shape, Step::kStr
     put_aside(sums, launch.partials, blockIdx.x, out_channels - tile.first_column);  // parts of a tile are neighbours
   } else {
     // Found anew: kept, the tile's numbers would take the product's registers.
-    finish_conv<T, Shape, kUp>(sums, launch, ConvTile<Shape, kUp>(launch, ptx::unknown(blockIdx.x)));
+    finish_conv<T, Shape, kUp>(sums, launch, ConvTile<Shape, kUp>(launch, ptx::unknown(blockIdx.x), 1));
   }
 }
 
 // Where the depth was split: adds the parts in order, and stores. Such tiles are half of kTargetBlocks at most, one an SM:
 // a block may have all its registers.
 template <typename T, class Shape, bool kUp>
-__global__ void __launch_bounds__(Shape::kThreads, 1) conv_finish_splits(ConvLaunch launch) {
+__global__ void __launch_bounds__(Shape::kThreads, 1) conv_finish_splits(const ConvLaunch launch) {
   const int splits = launch.splits;
-  launch.splits = 1;  // the blocks are those of one part
-  const ConvTile<Shape, kUp> tile(launch, blockIdx.x);
+  const ConvTile<Shape, kUp> tile(launch, blockIdx.x, 1);
   if (tile.first_row >= tile.rows) {
     finish_nothing<Shape>(launch.finish, tile.group, tile.moments_tile(launch), tile.first_column);
     return;

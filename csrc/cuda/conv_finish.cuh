@@ -49,12 +49,15 @@ __device__ float* partial_at(float* partials, int64_t part, int fragment) {
 // Calls run(i, j) for the thread's fragments; where a tile has no more columns than one, for those.
 template <class Shape, class Run>
 __device__ void for_fragments(int64_t columns, const Run& run) {
-  if (columns <= 8 && Shape::warp_column(threadIdx.x / kWarpSize) > 0) return;
+  if (columns > 8) {
 #pragma unroll
-  for (int j = 0; j < Shape::kFragmentsAcross; j++) {
-    if (j > 0 && columns <= 8) break;
+    for (int i = 0; i < Shape::kFragmentsDown; i++) {
 #pragma unroll
-    for (int i = 0; i < Shape::kFragmentsDown; i++) run(i, j);
+      for (int j = 0; j < Shape::kFragmentsAcross; j++) run(i, j);
+    }
+  } else if (Shape::warp_column(threadIdx.x / kWarpSize) == 0) {
+#pragma unroll
+    for (int i = 0; i < Shape::kFragmentsDown; i++) run(i, 0);
   }
 }
 

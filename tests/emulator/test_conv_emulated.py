@@ -249,10 +249,10 @@ def test_values_of_any_shape(emulated: EmulatedConv, data: st.DataObject) -> Non
 
 def test_large_mean(emulated: EmulatedConv) -> None:
     """Statistics of values 1e4 times their deviation are those of the values as they are stored."""
-    case = ConvCase(2, (8, 8, 8), 8, kernel=(1, 1), stride=(1, 1), padding=(0, 0), dtype=f32)
+    case = ConvCase(2, (16, 8, 8), 16, kernel=(1, 1), stride=(1, 1), padding=(0, 0), dtype=f32)
     inputs = case.inputs()
     inputs["fine"] += 1e4
-    inputs["weight"] = torch.eye(8)[..., None, None]
+    inputs["weight"] = torch.eye(16)[..., None, None]
     output, moments = emulated.forward(case, "down", inputs, statistics=True)
     torch.testing.assert_close(output, inputs["fine"])
     values = output.double().transpose(0, 1).flatten(1)
@@ -340,6 +340,9 @@ def test_sanitizers_are_silent(
             case = dataclasses.replace(case, dtype=dtype, precision=precision)
             inputs = case.inputs()
             assert_same(emulated.all(case, inputs), watched.all(case, inputs, "random_warps", 5))
+    for case in WARPGROUP_CASES[2:]:
+        inputs = case.inputs()
+        assert_same(emulated.all(case, inputs), watched.all(case, inputs, "random_warps", 5))
     watched.close()
 
 
@@ -363,6 +366,22 @@ def test_inner_loops_waste_no_pass_and_no_sector(
         assert counted["shared_loads"] > 0 and counted["bank_conflicts"] == 0, counted
         assert counted["copied_bytes"] == 32 * counted["copied_sectors"] > 0, counted
         assert (counted["products"] > 0) == (precision != "fma" or dtype != f32), counted
+
+
+def test_copies_of_warpgroups_waste_no_sector(emulated: EmulatedConv) -> None:
+    """Their products read shared memory without fragments."""
+    case = ConvCase(2, (128, 8, 8), 128, warpgroups=True)
+    inputs = case.inputs()
+    emulated.counters()
+    for run in (
+        lambda: emulated.forward(case, "down", inputs),
+        lambda: emulated.forward(case, "up", inputs),
+        lambda: emulated.weight_grad(case, inputs),
+    ):
+        run()
+        counted = emulated.counters()
+        assert counted["copied_bytes"] == 32 * counted["copied_sectors"] > 0, counted
+        assert counted["products"] > 0 == counted["shared_loads"], counted
 
 
 @pytest.mark.parametrize(("dtype", "precision"), KINDS)
