@@ -106,9 +106,9 @@ class _Cpu:
         """Most bytes that unused feature maps may hold, and most that packed weights may hold: this much each.
 
         By default a quarter of the machine's memory. Memory of maps is kept because fresh pages cost more time than
-        writing them; it comes to little more than the most that was in use at one time. Weights are kept in the
-        kernels' order until they change. A lower limit frees what is beyond it at once, the oldest first; 0 turns
-        both off. Workspaces, which kernels cannot do without, do not count.
+        writing them; with the maps in use it comes to at most 9/8 of the most that was in use at one time. Weights
+        are kept in the kernels' order until they change. A lower limit frees what is beyond it at once, the oldest
+        first; 0 turns both off. Workspaces, which kernels cannot do without, do not count.
 
         Raises:
             TypeError: set to what is no integer.
@@ -141,8 +141,7 @@ class _Cpu:
     def release_memory(self) -> None:
         """Gives all of :meth:`memory_held` back to the system; the next calls allocate anew.
 
-        Safe at any time, from any thread: what a running kernel uses is freed when it is done. What stays is memory
-        beside a map in use that was once allocated together with it (rarely more than a few maps).
+        Safe at any time, from any thread: what a running kernel uses is freed when it is done.
 
         This also makes the kernels read all weights anew. That is needed after writes that PyTorch does not see
         (``weight.data[...] = ``, NumPy, another process) if they change less than about a thirtieth of a large

@@ -48,7 +48,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> conv_bn_act_forward(
   MapStatistics statistics{stat_groups};
   ConvFinish gather;
   if (training) gather.statistics = &statistics;
-  const Tensor fused = convolution.fused(input, weight, gather);
+  const Tensor fused = convolution.fused(input, weight, gather, /*gradient_next=*/save && weight.requires_grad());
   const Tensor maps = fused.defined() ? fused : dense_maps(convolution.reference(input, weight, {}));
   Tensor output = save ? empty_maps_like(maps) : maps;  // nothing to keep: normalise in place
   auto [mean, rstd] = bn_act_run(options, maps, bn, output, training && fused.defined() ? &statistics : nullptr);

@@ -118,9 +118,9 @@ struct CpuEpilogue {
 
 // in -> out by the plain convolution (down) or the transposed one (up); both are channels_last.
 void run_engine(const cpu::ConvEngine& engine, cpu::Direction direction, const cpu::ConvShape& shape, const Tensor& weight,
-                const Tensor& in, const Tensor& out, const cpu::Epilogue& epilogue) {
+                const Tensor& in, const Tensor& out, const cpu::Epilogue& epilogue, bool keep_packed) {
   const cpu::WorkspaceScope scope;
-  const auto packed = packed_weight(weight, shape, direction, engine);
+  const auto packed = packed_weight(weight, shape, direction, engine, keep_packed);
   (direction == cpu::Direction::down ? engine.down : engine.up)(shape, in.const_data_ptr(), packed.get(),
                                                                out.mutable_data_ptr(), epilogue);
 }
@@ -128,7 +128,7 @@ void run_engine(const cpu::ConvEngine& engine, cpu::Direction direction, const c
 Tensor weight_gradient(const cpu::ConvEngine& engine, const cpu::ConvShape& shape, const Tensor& weight, const Tensor& fine,
                        const Tensor& coarse) {
   const cpu::WorkspaceScope scope;
-  const Tensor grad = at::empty(weight.sizes(), weight.options(), at::MemoryFormat::ChannelsLast);
+  const Tensor grad = empty_maps(weight.sizes(), weight.options(), at::MemoryFormat::ChannelsLast);
   engine.weight_grad(shape, fine.const_data_ptr(), coarse.const_data_ptr(),
                      {grad.mutable_data_ptr(), {grad.stride(0), grad.stride(1), grad.stride(2), grad.stride(3)}});
   return grad;
@@ -136,7 +136,8 @@ Tensor weight_gradient(const cpu::ConvEngine& engine, const cpu::ConvShape& shap
 
 }  // namespace
 
-Tensor Convolution::fused(const Tensor& input, const Tensor& weight, const ConvFinish& finish) const {
+Tensor Convolution::fused(const Tensor& input, const Tensor& weight, const ConvFinish& finish,
+                          [[maybe_unused]] bool gradient_next) const {
   const auto sizes = output_sizes(*this, input, weight);
 #ifdef DCGAN_FAST_CUDA
   if (on_our_cuda(*this, input, weight)) {
@@ -150,7 +151,7 @@ Tensor Convolution::fused(const Tensor& input, const Tensor& weight, const ConvF
   if (!engine) return {};
   const CpuEpilogue epilogue(finish);
   const Tensor out = empty_maps(sizes, input.options(), at::MemoryFormat::ChannelsLast);
-  run_engine(*engine, direction, shape, weight, channels_last(input), out, epilogue.of_engine);
+  run_engine(*engine, direction, shape, weight, channels_last(input), out, epilogue.of_engine, !gradient_next);
   return out.contiguous(result_format(input, weight));
 }
 
@@ -187,7 +188,7 @@ std::tuple<Tensor, Tensor, Tensor> Convolution::backward(const Tensor& grad, con
     const Tensor dense_grad = data || of_weight ? channels_last(grad) : grad;
     if (data) {
       const Tensor out = empty_maps(input.sizes(), input.options(), at::MemoryFormat::ChannelsLast);
-      run_engine(*data, opposite, shape, weight, dense_grad, out, {});
+      run_engine(*data, opposite, shape, weight, dense_grad, out, {}, !trains);
       grad_input = out.contiguous(format);
       mask[0] = false;
     }

@@ -41,7 +41,8 @@ struct Convolution {
   int64_t out_channels(const Tensor& weight) const { return weight.size(transposed ? 1 : 0); }
 
   // The convolution and its finish, where one of our kernels serves; undefined where none does.
-  Tensor fused(const Tensor& input, const Tensor& weight, const ConvFinish& finish) const;
+  // `gradient_next`: the weight's is taken after this pass, so that nothing made of the weight is kept for another one.
+  Tensor fused(const Tensor& input, const Tensor& weight, const ConvFinish& finish, bool gradient_next = false) const;
   // The same without an epilogue, in ATen's differentiable calls.
   Tensor reference(const Tensor& input, const Tensor& weight, const OptionalTensor& bias) const;
   // Gradients of input, weight and bias; those not in `mask` are undefined. Gathers the sums of that of input for the

@@ -1,4 +1,4 @@
-// Memory of feature maps, kept between calls.
+// Memory of feature maps and of weights' gradients, kept between calls.
 //
 // A DCGAN's maps are 4 to 34 MB. The C library gives such blocks back to the system when a tensor dies, so the first
 // write of the next one meets a page fault per 4 KB: 20 ms and more for 34 MB on the development machine, where writing
@@ -23,7 +23,7 @@ at::Tensor empty_maps_like(const at::Tensor& maps);
 c10::Allocator& map_pool();
 
 size_t free_map_bytes();    // held by the pool and used by no tensor
-void release_free_maps();   // gives back what can be: segments none of whose bytes a tensor uses
+void release_free_maps();   // gives them back to the system
 
 // Most bytes that stay in the pool unused (default: a quarter of the machine's memory); 0 turns the pool off.
 size_t map_pool_limit();

@@ -217,13 +217,14 @@ std::shared_ptr<const void> pack(const at::Tensor& weight, const cpu::ConvShape&
 }  // namespace
 
 std::shared_ptr<const void> packed_weight(const at::Tensor& weight, const cpu::ConvShape& shape,
-                                          cpu::Direction direction, const cpu::ConvEngine& engine) {
+                                          cpu::Direction direction, const cpu::ConvEngine& engine, bool keep) {
   const auto bytes = static_cast<size_t>(engine.packed_bytes(shape, direction));
   if (!can_tell_changes(weight)) return pack(weight, shape, direction, engine, bytes);
   Key key = key_of(weight, shape, direction, engine);
   auto& cache = Cache::instance();
   auto packed = cache.find(key, weight);
   if (packed) return packed;
+  if (!keep) return pack(weight, shape, direction, engine, bytes);
   Contents contents(weight);  // before packing: a write in between is then seen at the next call
   packed = pack(weight, shape, direction, engine, bytes);  // unlocked: two threads may both pack a new weight
   cache.insert({std::move(key), std::move(contents), bytes, packed});

@@ -18,10 +18,13 @@ namespace dcgan_fast {
 // What it may miss is a write past autograd to less than a thirtieth of a large weight: see forget_packed_weight.
 // Inference tensors, which have no version counter, and views with gaps are packed at each call.
 //
+// `keep`: for later calls. Not worth its memory in a pass whose gradient is taken next, which forgets it; a packing that
+// is there serves such a pass too.
+//
 // `shape` may differ in batch and map sizes from call to call: a packing depends on its channels, kernel, stride,
 // padding and dtype alone.
 std::shared_ptr<const void> packed_weight(const at::Tensor& weight, const cpu::ConvShape& shape,
-                                          cpu::Direction direction, const cpu::ConvEngine& engine);
+                                          cpu::Direction direction, const cpu::ConvEngine& engine, bool keep = true);
 
 // The next call packs `weight` anew. To be called when its gradient has been computed: what follows is mostly a step of
 // an optimiser, and not all of them tell. A loop that takes several gradients before it steps packs once more for each.
