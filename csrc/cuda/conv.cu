@@ -18,9 +18,9 @@ extern template struct WarpgroupKernels<__half>;
 
 namespace {
 
-// Blocks that fill the largest GPU of today twice (132 SMs), or once with wide tiles of warpgroups, of which one keeps an SM
-// busy: where tiles are fewer, their depth is split. A constant, not the device's number of SMs: results do not depend on
-// how many there are.
+// Blocks that fill the largest GPU of today twice (132 SMs), or once with wide tiles of warpgroups, of which one keeps
+// an SM busy: where tiles are fewer, their depth is split. A constant, not the device's number of SMs: results do not
+// depend on how many there are.
 constexpr int64_t kTargetBlocks = 264;
 int64_t target_blocks(bool warpgroups, bool wide) { return warpgroups && wide ? kTargetBlocks / 2 : kTargetBlocks; }
 constexpr int64_t kLeastSteps = 8;  // of a part of the depth: below, putting sums aside costs more than it gains
@@ -93,7 +93,8 @@ ForwardPlan plan_forward(const ConvShape& s, Direction direction, int64_t groups
   call.out_channels = static_cast<int>(out.channels);
   call.group_images = static_cast<int>(s.batch / groups);
   const bool weight_by_chunks = s.fine.channels % chunk(s.dtype) == 0;
-  const int64_t taps_y = ceil_div(s.kernel[0], up ? s.stride[0] : 1), taps_x = ceil_div(s.kernel[1], up ? s.stride[1] : 1);
+  const int64_t taps_y = ceil_div(s.kernel[0], up ? s.stride[0] : 1);
+  const int64_t taps_x = ceil_div(s.kernel[1], up ? s.stride[1] : 1);
   call.access = in.channels % chunk(s.dtype) == 0 && std::max(taps_y, taps_x) <= kMostTaps
                     ? weight_by_chunks ? Access::kChunks : Access::kWeightElements
                 : up && weight_by_chunks          ? Access::kPixelElements
@@ -193,7 +194,8 @@ WeightGradPlan plan_weight_grad(const ConvShape& s) {
   plan.warpgroups = by_warpgroups(s) && by_chunks;
   const int64_t depth = plan.warpgroups ? kWarpgroupDepth : stage_depth(s.dtype);
   const int64_t steps = ceil_div(call.pixels, depth);
-  const int64_t wanted = std::max<int64_t>(1, std::min<int64_t>(target_blocks(plan.warpgroups, plan.wide) / call.tiles(), steps / kLeastSteps));
+  const int64_t most = std::min<int64_t>(target_blocks(plan.warpgroups, plan.wide) / call.tiles(), steps / kLeastSteps);
+  const int64_t wanted = std::max<int64_t>(1, most);
   call.split_pixels = static_cast<int>(std::max<int64_t>(1, ceil_div(steps, wanted)) * depth);
   call.splits = static_cast<int>(std::max<int64_t>(1, ceil_div(call.pixels, call.split_pixels)));
   if (call.splits > 1)
@@ -243,7 +245,8 @@ ConvImageLaunch plan_image(const ConvShape& s, bool direct) {
   call.out_channels = static_cast<int>(s.coarse.channels);
   call.column_tiles = static_cast<int>(ceil_div(s.coarse.channels, ImageBlock::kColumns));
   call.runs = static_cast<int>(s.batch * call.patch.runs);
-  const int64_t blocks = is_strict(s) || !direct ? kTargetBlocks : kImageBlocks;  // as many as an SM's registers have room for
+  // As many as an SM's registers have room for.
+  const int64_t blocks = is_strict(s) || !direct ? kTargetBlocks : kImageBlocks;
   call.parts = static_cast<int>(std::min<int64_t>(call.runs, std::max<int64_t>(1, blocks / call.column_tiles)));
   return call;
 }

@@ -43,8 +43,8 @@ struct ConvAxis {
 };
 
 // How operands are read. By chunks of 16 bytes in the background, where their channels are a multiple of a chunk. Else
-// one by one: a weight's because the transposed convolution has a few output channels; pixels because their channels are
-// no multiple of a chunk, as a latent's 100: then the depth counts taps and channels in one; or all.
+// one by one: a weight's because the transposed convolution has a few output channels; pixels because their channels
+// are no multiple of a chunk, as a latent's 100: then the depth counts taps and channels in one; or all.
 enum class Access : int32_t { kChunks, kWeightElements, kPixelElements, kElements };
 
 struct ConvLaunch {
@@ -183,10 +183,11 @@ __device__ void finish_conv(const Accumulators<Shape>& sums, const ConvLaunch& l
   }
 }
 
-// Blocks that an SM's registers must have room for: 128 registers a thread of 8 warps, 168 of 4, and 255 of 4 that need
-// more, as strict ones do and those that read elements.
+// Blocks that an SM's registers must have room for: 128 registers a thread of 8 warps, 80 where those are narrow
+// warpgroups, 168 of 4 warps, and 255 of 4 that need more, as strict ones do and those that read elements.
 template <class Shape, bool kMore = false>
-constexpr int kConvBlocks = (Shape::kWarps == 4 && !kMore) || Shape::kWarpColumns == 64 && Shape::kWarpRows == 16 ? 3 : 2;
+constexpr int kConvBlocks =
+    (Shape::kWarps == 4 && !kMore) || (Shape::kWarpRows == 16 && Shape::kWarpColumns == 64) ? 3 : 2;
 
 // Computes the sums of a tile; stores them, or puts them aside where the depth is split.
 template <class Shape, class Step, bool kUp, Access kAccess>
@@ -198,7 +199,7 @@ __global__ void __launch_bounds__(Shape::kThreads, kConvBlocks<Shape, Step::kStr
   constexpr int kDepth = Pixels::kDepth;
   [[maybe_unused]] constexpr int kChunk = Pixels::kChunk;
   constexpr bool kByChunks = kAccess == Access::kChunks || kAccess == Access::kWeightElements;
-  [[maybe_unused]] constexpr bool kWholeStages = Step::kOfWarpgroups;  // the input's channels are a multiple of a stage's
+  [[maybe_unused]] constexpr bool kWholeStages = Step::kOfWarpgroups;  // channels are a multiple of a stage's
   const ConvTile<Shape, kUp> tile(launch, blockIdx.x, launch.splits);
   if (tile.first_row >= tile.rows) {
     if (launch.splits == 1)
@@ -226,8 +227,8 @@ __global__ void __launch_bounds__(Shape::kThreads, kConvBlocks<Shape, Step::kStr
               x = tile.x.first_input + point.x * tile.x.input_step;
     return Origin{(point.image * launch.y.input + y) * launch.x.input + x, y, x};
   };
-  // By chunks: where the line's chunk is for the first tap and channel, and which taps reach the map, a bit for each along
-  // either axis, so that a copy costs an addition and a test.
+  // By chunks: where the line's chunk is for the first tap and channel, and which taps reach the map, a bit for each
+  // along either axis, so that a copy costs an addition and a test.
   const Share<Pixels, Shape::kThreads> rows;
   const char* pixel_chunks[kByChunks ? rows.kLines : 1];
   uint32_t reached[kByChunks ? rows.kLines : 1];
@@ -235,7 +236,8 @@ __global__ void __launch_bounds__(Shape::kThreads, kConvBlocks<Shape, Step::kStr
 #pragma unroll
     for (int i = 0; i < rows.kLines; i++) {
       const Origin own = origin(tile.first_row + rows.line(i));
-      pixel_chunks[i] = reinterpret_cast<const char*>(input + static_cast<int64_t>(own.pixel) * in_channels + rows.element());
+      pixel_chunks[i] =
+          reinterpret_cast<const char*>(input + static_cast<int64_t>(own.pixel) * in_channels + rows.element());
       reached[i] = tile.y.reached(own.y, launch.y.input) | tile.x.reached(own.x, launch.x.input) << kMostTaps;
     }
   }
@@ -251,8 +253,8 @@ __global__ void __launch_bounds__(Shape::kThreads, kConvBlocks<Shape, Step::kStr
     return (tile.y.first_tap + y * tile.y.tap_step) * launch.x.kernel + tile.x.first_tap + x * tile.x.tap_step;
   };
 
-  // The stage that is filled next; stages are filled in order. By chunks: how far its operands are from those of the first
-  // tap and channel, in bytes and in elements.
+  // The stage that is filled next; stages are filled in order. By chunks: how far its operands are from those of the
+  // first tap and channel, in bytes and in elements.
   struct {
     int tap_y, tap_x, channel;
     int64_t pixel_on, weight_on;
@@ -260,7 +262,8 @@ __global__ void __launch_bounds__(Shape::kThreads, kConvBlocks<Shape, Step::kStr
   [[maybe_unused]] const auto begin_tap = [&] {
     const int y = next.tap_y * tile.y.input_per_tap, x = next.tap_x * tile.x.input_per_tap;
     const int64_t place = kernel_tap(next.tap_y, next.tap_x);
-    next.pixel_on = (static_cast<int64_t>(y * launch.x.input + x) * in_channels + next.channel) * static_cast<int>(sizeof(T));
+    const int64_t elements = static_cast<int64_t>(y * launch.x.input + x) * in_channels + next.channel;
+    next.pixel_on = elements * static_cast<int>(sizeof(T));
     next.weight_on = kUp ? (static_cast<int64_t>(next.channel) * kernel_taps + place) * out_channels
                          : place * in_channels + next.channel;
   };
@@ -272,12 +275,13 @@ __global__ void __launch_bounds__(Shape::kThreads, kConvBlocks<Shape, Step::kStr
   }
 
   const Share<Weights, Shape::kThreads> lines;
-  [[maybe_unused]] const T* const weight_chunk =
-      weight + (kUp ? static_cast<int64_t>(lines.first) * kernel_taps * out_channels + tile.first_column + lines.element()
-                    : static_cast<int64_t>(tile.first_column + lines.first) * kernel_taps * in_channels + lines.element());
-  // From one of its lines to the thread's next, and from stage to stage where lines are input channels.
+  // From a line of the weight to the next, to the thread's next, and to the next stage where lines are input channels.
   [[maybe_unused]] const int64_t weight_line = static_cast<int64_t>(kernel_taps) * (kUp ? out_channels : in_channels);
-  [[maybe_unused]] const int64_t weight_lines_apart = lines.kLinesApart * weight_line, weight_stage = kDepth * weight_line;
+  [[maybe_unused]] const int64_t weight_lines_apart = lines.kLinesApart * weight_line;
+  [[maybe_unused]] const int64_t weight_stage = kDepth * weight_line;
+  [[maybe_unused]] const T* const weight_chunk =
+      weight + ((kUp ? 0 : tile.first_column) + lines.first) * weight_line + (kUp ? tile.first_column : 0) +
+      lines.element();
   auto fill = [&](const Pixels& pixels, const Weights& weights) {
     if constexpr (kByChunks) {
       const int first_channel = next.channel;
@@ -378,8 +382,8 @@ __global__ void __launch_bounds__(Shape::kThreads, kConvBlocks<Shape, Step::kStr
   }
 }
 
-// Where the depth was split: adds the parts in order, and stores. Such tiles are half of kTargetBlocks at most, one an SM:
-// a block may have all its registers.
+// Where the depth was split: adds the parts in order, and stores. Such tiles are half of kTargetBlocks at most, one an
+// SM: a block may have all its registers.
 template <typename T, class Shape, bool kUp>
 __global__ void __launch_bounds__(Shape::kThreads, 1) conv_finish_splits(const ConvLaunch launch) {
   const int splits = launch.splits;

@@ -104,9 +104,9 @@ __device__ int direct_channel(int n) {
   return fragment / kFragments * 4 * kChunk + lane * kChunk + fragment % kFragments * 2 + n % 2;
 }
 
-// What finish() does, for the few things that first layers ask for: 16 bytes at a time and no smooth activation. Shared
-// memory is spared 16 bytes an element, and two barriers a run. Stores a warp's sums at `output`, whose lines are pixels;
-// `rows` of the block's exist.
+// What finish() does, for the few things that first layers ask for: 16 bytes at a time and no smooth activation.
+// Shared memory is spared 16 bytes an element, and two barriers a run. Stores a warp's sums at `output`, whose lines
+// are pixels; `rows` of the block's exist.
 template <typename T>
 __device__ void store_directly(Accumulators<ImageBlock>& sums, const Finish& to, const float* table, T* output,
                                int first_column, int rows) {

@@ -37,8 +37,8 @@ struct ConvKernels {
 
 template <class Step, class Shape, bool kUp, Access kAccess = Access::kChunks>
 const char* launch_forward(const ConvLaunch& call, int64_t blocks, CUstream_st* stream) {
-  const char* error =
-      launch(conv<Shape, Step, kUp, kAccess>, blocks * call.splits, Shape::kThreads, kSharedBytes<Step, Shape>, stream, call);
+  const char* error = launch(conv<Shape, Step, kUp, kAccess>, blocks * call.splits, Shape::kThreads,
+                             kSharedBytes<Step, Shape>, stream, call);
   if (error || call.splits == 1) return error;
   return launch(conv_finish_splits<typename Step::T, Shape, kUp>, blocks, Shape::kThreads, finish_bytes<Shape>(),
                 stream, call);
@@ -95,8 +95,9 @@ const char* ConvKernels<Step>::image_weight_grad(const ImageGradLaunch& call, CU
 template <class Step, class Shape, bool kCoarseByChunks = true, bool kFineByChunks = true>
 const char* launch_weight_grad(const WeightGradLaunch& call, CUstream_st* stream) {
   const int tiles = call.tiles();
-  const char* error = launch(conv_weight_grad<Shape, Step, kCoarseByChunks, kFineByChunks>, static_cast<int64_t>(tiles) * call.splits,
-                             Shape::kThreads, kSharedBytes<Step, Shape>, stream, call);
+  const char* error = launch(conv_weight_grad<Shape, Step, kCoarseByChunks, kFineByChunks>,
+                             static_cast<int64_t>(tiles) * call.splits, Shape::kThreads, kSharedBytes<Step, Shape>,
+                             stream, call);
   if (error || call.splits == 1) return error;
   constexpr int kFragments = Shape::kFragmentsDown * Shape::kFragmentsAcross;
   return launch(conv_weight_grad_sum<typename Step::T, Shape>, static_cast<int64_t>(tiles) * kFragments,

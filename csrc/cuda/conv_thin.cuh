@@ -115,9 +115,10 @@ __global__ void __launch_bounds__(Shape::kThreads, kConvBlocks<Shape, Step::kStr
     const int tap_y = to_y - input_y * y_axis.stride, tap_x = to_x - input_x * x_axis.stride;
     const int first_row = (input_y - y.input) * launch.x.patch + input_x - x.input;
     const int first_column = (tap_y * x_axis.kernel + tap_x) * out_channels;
-    const int down_columns = y_axis.stride * x_axis.kernel * out_channels, across_columns = x_axis.stride * out_channels;
-    T* const to = output + ((static_cast<int64_t>(image) * y_axis.output + y.output + down) * x_axis.output + x.output +
-                            across) * out_channels;
+    const int down_columns = y_axis.stride * x_axis.kernel * out_channels;
+    const int across_columns = x_axis.stride * out_channels;
+    const int64_t line = static_cast<int64_t>(image) * y_axis.output + y.output + down;
+    T* const to = output + (line * x_axis.output + x.output + across) * out_channels;
     for (int channel = 0; channel < out_channels; channel += kTogether) {
       float sums[kTogether] = {};
       for (int ky = tap_y, row = first_row, column = first_column; ky < y_axis.kernel;

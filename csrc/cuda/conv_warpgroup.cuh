@@ -1,8 +1,8 @@
 // The convolution kernels whose products are those of warpgroups: conv.cuh and conv_weight_grad.cuh with another step,
 // where 64 channels make a stage. One block has two warpgroups, of 64 rows each.
 //
-// Why: mma takes its operands by way of registers, and the warps of a block load each several times: 192 bytes of shared
-// memory a cycle at full rate where an SM has 128. wgmma reads 96, and leaves the issue slots to the copies.
+// Why: mma takes its operands by way of registers, and the warps of a block load each several times: 192 bytes of
+// shared memory a cycle at full rate where an SM has 128. wgmma reads 96, and leaves the issue slots to the copies.
 #pragma once
 
 #include "conv_launch.cuh"

@@ -136,7 +136,10 @@ __global__ void __launch_bounds__(Shape::kThreads, kConvBlocks<Shape, Step::kStr
         at.y += move_y;
         if (move_x) {
           at.x += move_x;
-          if (at.x >= row_end) at.x -= row_width, at.y += launch.y.stride, at.pixel += launch.y.stride * launch.x.input - row_width;
+          if (at.x >= row_end) {
+            at.x -= row_width, at.y += launch.y.stride;
+            at.pixel += launch.y.stride * launch.x.input - row_width;
+          }
         }
         if (at.y >= map_end) at.y -= map_height, at.pixel += (launch.y.input - map_height) * launch.x.input;
       }

@@ -65,8 +65,8 @@ struct SharedTile {
   }
 };
 
-// The same in the one order that a warpgroup's products take from shared memory, for 16-bit elements: lines of 128 bytes,
-// the chunks of eight permuted. A line has 64 elements of K, or of the extent, which then lies in blocks of 64.
+// The same in the one order that a warpgroup's products take from shared memory, for 16-bit elements: lines of 128
+// bytes, the chunks of eight permuted. A line has 64 elements of K, or of the extent, which then lies in blocks of 64.
 template <typename T_, int kExtent_, bool kAlongK_>
 struct WarpgroupTile {
   using T = T_;

@@ -1,6 +1,7 @@
-// The instructions that C++ has no words for: matrix products of a warp, matrix loads, copies that go on
-// in the background, loads beside atomics. Each has two bodies, inline PTX for nvcc and a call of tests/emulator for g++; all of
-// them exist from sm_80 on but those of warpgroups, which sm_90a alone has. Names and operands are those of the PTX ISA.
+// The instructions that C++ has no words for: matrix products of a warp or of four, matrix loads, copies that go on in
+// the background, loads beside atomics. Each has two bodies, inline PTX for nvcc and a call of tests/emulator for g++;
+// all of them exist from sm_80 on but those of warpgroups, which sm_90a alone has. Names and operands are those of the
+// PTX ISA.
 //
 // Fragments (PTX ISA, "Matrix Fragments for mma"), with g = lane / 4 and t = lane % 4:
 //     A  16 x K, row-major:   register r is row g + 8 (r % 2), columns of t plus half of K if r >= 2
@@ -105,8 +106,8 @@ __device__ inline unsigned long long load_relaxed(const unsigned long long* from
 
 // --- products of a warpgroup ---
 
-// A matrix of 16-bit elements in shared memory, in lines of 128 bytes that begin at a multiple of 1024 and whose 16-byte
-// chunks are permuted, chunk c of line l at place c ^ l % 8. Lines run along K, or along the extent in blocks of 64
+// A matrix of 16-bit elements in shared memory, in lines of 128 bytes that begin at a multiple of 1024 and whose
+// 16-byte chunks are permuted, chunk c of line l at place c ^ l % 8. Lines run along K, or along the extent in blocks of 64
 // elements, which lie `blocks_apart` bytes from each other.
 struct SharedMatrix {
   uint64_t descriptor;
