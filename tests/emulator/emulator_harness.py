@@ -10,6 +10,7 @@ import subprocess
 import tempfile
 import threading
 from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -37,40 +38,41 @@ ACTIVATIONS = ["none", "relu", "leaky_relu", "tanh", "sigmoid"]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
-def run_compiler(arguments: Iterable[str | Path]) -> None:
-    command = [str(CXX), *map(str, arguments)]
-    result = subprocess.run(command, capture_output=True, text=True)
-    if result.returncode:
-        raise RuntimeError(f"{' '.join(command)}\n{result.stderr[:4000]}")
-
-
 class Builder:
     """Compiles programs for the emulator into `folder`, each part once per state of its sources."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._compilers = ThreadPoolExecutor(2)  # each takes up to half a gigabyte
+        self._compiled: dict[Path, Future[None]] = {}
+        self._lock = threading.Lock()
 
     def driver(self, op: str, sanitizer: str = "plain", kernels: Path = KERNELS) -> Path:
         """The program that calls an op's launchers in the .cu files of `kernels`."""
-        objects = self._objects([f"{op}_driver.cpp"], sanitizer)
-        objects += [
-            self._object(source, sanitizer, kernels) for source in sorted(kernels.glob(f"{op}*.cu"))
-        ]
-        return self._program(op, sanitizer, objects)
+        sources = [EMULATOR / f"{op}_driver.cpp", *sorted(kernels.glob(f"{op}*.cu"))]
+        return self._program(op, sanitizer, sources)
 
     def self_test(self, sanitizer: str) -> Path:
         """The program that tests the emulator."""
-        return self._program("self", sanitizer, self._objects(["test_emulator.cpp"], sanitizer))
+        return self._program("self", sanitizer, [EMULATOR / "test_emulator.cpp"])
 
-    def _objects(self, names: list[str], sanitizer: str) -> list[Path]:
-        names = [*SCHEDULER, *names]
-        return [self._object(EMULATOR / name, sanitizer, KERNELS) for name in names]
+    def _program(self, name: str, sanitizer: str, sources: list[Path]) -> Path:
+        sources = [*(EMULATOR / scheduler for scheduler in SCHEDULER), *sources]
+        parts = [self._object(source, sanitizer) for source in sources]
+        for _, compiled in parts:
+            compiled.result()
+        objects = [target for target, _ in parts]
+        digest = hashlib.sha256("".join(map(str, objects)).encode()).hexdigest()
+        target = self.folder / f"{name}-{sanitizer}-{digest[:16]}"
+        make(target, [*objects, *SANITIZERS[sanitizer]])
+        return target
 
-    def _object(self, source: Path, sanitizer: str, kernels: Path) -> Path:
+    def _object(self, source: Path, sanitizer: str) -> tuple[Path, Future[None]]:
         watched = [f"-I{EMULATOR / 'include'}", *SANITIZERS[sanitizer]]
         # The scheduler is told of the sanitizer, but not watched by it.
         scheduler = ["-O2", f"-DEMULATOR_{sanitizer.upper()}"]
         flags = [*COMMON_FLAGS, *(scheduler if source.name in SCHEDULER else watched)]
+        kernels = KERNELS if source.parent == EMULATOR else source.parent
         headers = [
             *EMULATOR.glob("*.h"),
             *(EMULATOR / "include").glob("*.h"),
@@ -82,21 +84,23 @@ class Builder:
         for file in [source, *sorted(headers)]:
             digest.update(file.read_bytes())
         target = self.folder / f"{source.name}-{digest.hexdigest()[:16]}.o"
-        self._make(target, [*flags, "-x", "c++", "-c", source])
-        return target
+        with self._lock:
+            if target not in self._compiled:
+                self._compiled[target] = self._compilers.submit(
+                    make, target, [*flags, "-x", "c++", "-c", source]
+                )
+        return target, self._compiled[target]
 
-    def _program(self, name: str, sanitizer: str, objects: list[Path]) -> Path:
-        digest = hashlib.sha256("".join(map(str, objects)).encode()).hexdigest()
-        target = self.folder / f"{name}-{sanitizer}-{digest[:16]}"
-        self._make(target, [*objects, *SANITIZERS[sanitizer]])
-        return target
 
-    def _make(self, target: Path, arguments: list[str | Path]) -> None:
-        if target.exists():
-            return
-        unfinished = target.with_name(f"{os.getpid()}-{threading.get_ident()}-{target.name}")
-        run_compiler([*arguments, "-o", unfinished])
-        unfinished.replace(target)  # whole, for whoever runs the tests at the same time
+def make(target: Path, arguments: list[str | Path]) -> None:
+    if target.exists():
+        return
+    unfinished = target.with_name(f"{os.getpid()}-{threading.get_ident()}-{target.name}")
+    command = [str(CXX), *map(str, arguments), "-o", str(unfinished)]
+    result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode:
+        raise RuntimeError(f"{' '.join(command)}\n{result.stderr[:4000]}")
+    unfinished.replace(target)  # whole, for whoever runs the tests at the same time
 
 
 class Refused(Exception):

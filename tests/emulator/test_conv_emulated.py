@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 import torch.nn.functional as F
 from accuracy import assert_as_accurate
 from conv_emulated import PRECISIONS, ConvCase, EmulatedConv, Moments
-from emulator_harness import DTYPES, SANITIZERS, SCHEDULES, Builder, Emulated, Refused, Tensors
+from emulator_harness import DTYPES, SCHEDULES, Emulated, Refused, Tensors
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -57,10 +56,8 @@ SMALL_CASES = [case for case in CASES if case.batch * case.fine[0] <= 200]
 
 
 @pytest.fixture(scope="module")
-def emulated(builder: Builder, start: Callable[..., Emulated]) -> EmulatedConv:
-    """The kernels without a sanitizer. Builds those with one as well, two at a time."""
-    with ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda sanitizer: builder.driver("conv", sanitizer), SANITIZERS))
+def emulated(start: Callable[..., Emulated]) -> EmulatedConv:
+    """The kernels without a sanitizer."""
     return start(EmulatedConv)
 
 
@@ -313,6 +310,7 @@ def test_same_bits_under_every_schedule(emulated: EmulatedConv, case: ConvCase) 
             assert_same(first, emulated.all(case, inputs, schedule, seed))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sanitizer", ["tsan", "asan"])
 def test_sanitizers_are_silent(
     emulated: EmulatedConv, start: Callable[..., Emulated], sanitizer: str

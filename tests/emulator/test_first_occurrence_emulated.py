@@ -6,11 +6,10 @@ The reference is a dictionary. All is exact.
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from emulator_harness import SANITIZERS, SCHEDULES, Builder, Emulated, Refused, Tensors
+from emulator_harness import SCHEDULES, Emulated, Refused, Tensors
 from first_occurrence_emulated import (
     EmulatedFirstOccurrence,
     code_of_hash,
@@ -26,10 +25,8 @@ WORDS = [1, 2, 3, 4, 5]
 
 
 @pytest.fixture(scope="module")
-def emulated(builder: Builder, start: Callable[..., Emulated]) -> EmulatedFirstOccurrence:
-    """The kernels without a sanitizer. Builds those with one as well, two at a time."""
-    with ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda sanitizer: builder.driver("first_occurrence", sanitizer), SANITIZERS))
+def emulated(start: Callable[..., Emulated]) -> EmulatedFirstOccurrence:
+    """The kernels without a sanitizer."""
     return start(EmulatedFirstOccurrence)
 
 

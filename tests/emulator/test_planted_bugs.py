@@ -27,6 +27,8 @@ from test_conv_emulated import assert_same
 from test_first_occurrence_emulated import assert_right as assert_firsts_right
 from test_first_occurrence_emulated import half_are_one, many_codes, random_codes
 
+pytestmark = pytest.mark.slow
+
 CASES = [
     Case(6, 24, 90, activation="leaky_relu", stat_groups=2),
     Case(6, 5, 64, channels_last=False, misaligned_elements=1),
