@@ -137,7 +137,7 @@ Tensor weight_gradient(const cpu::ConvEngine& engine, const cpu::ConvShape& shap
 }  // namespace
 
 Tensor Convolution::fused(const Tensor& input, const Tensor& weight, const ConvFinish& finish,
-                          [[maybe_unused]] bool gradient_next) const {
+                          bool gradient_next) const {
   const auto sizes = output_sizes(*this, input, weight);
 #ifdef DCGAN_FAST_CUDA
   if (on_our_cuda(*this, input, weight)) {
