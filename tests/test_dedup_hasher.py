@@ -342,9 +342,9 @@ def test_without_safetensors(
         SemanticHasher.load(tmp_path / "h.safetensors")
 
 
-def test_importing_the_package_does_not_import_scikit_learn() -> None:
+def test_importing_the_package_does_not_import_scikit_learn(tmp_path: Path) -> None:
     code = "import sys, dcgan_fast.cli; raise SystemExit('sklearn' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path).returncode == 0
 
 
 def test_pack_codes_is_what_packs(hasher: SemanticHasher, images: torch.Tensor) -> None:
