@@ -234,7 +234,7 @@ ImagePatch plan_patch(const ConvShape& s, int run) {
 }
 
 // Going down; no column tiles where the shape is not for that. `direct` as ConvImageLaunch has it.
-ConvImageLaunch plan_image(const ConvShape& s, bool direct) {
+ConvImageLaunch plan_image(const ConvShape& s, int64_t groups, bool direct) {
   ConvImageLaunch call = {};
   call.patch = plan_patch(s, ImageBlock::kRows);
   if (!call.patch.rows) return call;
@@ -243,6 +243,7 @@ ConvImageLaunch plan_image(const ConvShape& s, bool direct) {
   if (ConvImageMemory(call, element_bytes(s.dtype)).bytes > static_cast<int>(kMostSharedBytes)) return call;
   call.direct = direct;
   call.out_channels = static_cast<int>(s.coarse.channels);
+  call.group_images = static_cast<int>(s.batch / groups);
   call.column_tiles = static_cast<int>(ceil_div(s.coarse.channels, ImageBlock::kColumns));
   call.runs = static_cast<int>(s.batch * call.patch.runs);
   // As many as an SM's registers have room for.
@@ -362,10 +363,16 @@ size_t conv_weight_grad_workspace_bytes(const ConvShape& shape) {
 int64_t conv_tiles(const ConvShape& shape, Direction direction, int64_t stat_groups) {
   if (check_shape(shape) || stat_groups < 1) return 0;
   if (direction == Direction::kUp && is_dense(shape) && pixels(shape.fine) > 1) return 0;  // a channel is many columns
-  // Images: statistics in a pass of their own cost 5 us where, on the way out, they cost 18 in shared memory (H200).
-  if (direction == Direction::kDown && plan_image(canonical(shape), false).column_tiles) return 0;
+  if (direction == Direction::kDown) {
+    if (const ConvImageLaunch image = plan_image(canonical(shape), stat_groups, false); image.column_tiles)
+      return static_cast<int64_t>(image.group_images) * image.patch.runs;
+  }
   const ForwardPlan plan = plan_forward(canonical(shape), direction, stat_groups);
   return plan.call.tiles * plan.call.phases();
+}
+
+bool conv_sums_pay(const ConvShape& shape, Direction direction) {
+  return direction == Direction::kUp || check_shape(shape) || !plan_image(canonical(shape), 1, false).column_tiles;
 }
 
 const char* launch_conv(const ConvForward& args, CUstream_st* stream) {
@@ -407,11 +414,12 @@ const char* launch_conv(const ConvForward& args, CUstream_st* stream) {
     }
   }
   if (args.direction == Direction::kDown) {
-    const bool direct = finish.by_chunks && !is_smooth(finish.activation);
-    if (ConvImageLaunch image = plan_image(shape, direct); image.column_tiles) {
+    const bool direct = finish.by_chunks && !finish.moments && !finish.sums.x && !is_smooth(finish.activation);
+    if (ConvImageLaunch image = plan_image(shape, args.stat_groups, direct); image.column_tiles) {
       image.input = args.input;
       image.weight = args.weight;
       image.finish = finish;
+      image.finish.tiles = static_cast<int64_t>(image.group_images) * image.patch.runs;
       return with_step(shape, [&](auto step) { return ConvKernels<decltype(step)>::image(image, stream); });
     }
   }

@@ -97,6 +97,10 @@ size_t conv_workspace_bytes(const ConvShape& shape, Direction direction, int64_t
 size_t conv_weight_grad_workspace_bytes(const ConvShape& shape);
 int64_t conv_tiles(const ConvShape& shape, Direction direction, int64_t stat_groups);
 
+// Whether the sums of a gradient cost less on its way out than in a pass of their own. Not of images (an H200, 3 to 64
+// channels on 64 x 64, batch 128: 40 us against 28).
+bool conv_sums_pay(const ConvShape& shape, Direction direction);
+
 // Both return null, or a static string that says what is wrong (then nothing was launched), or CUDA's own words.
 const char* launch_conv(const ConvForward& args, CUstream_st* stream);
 const char* launch_conv_weight_grad(const ConvWeightGrad& args, CUstream_st* stream);

@@ -31,7 +31,7 @@ using ImageBlock = BlockShape<128, 64, 32, 64>;
 
 struct ConvImageLaunch {
   ImagePatch patch;
-  int out_channels;
+  int out_channels, group_images;
   int column_tiles;
   int runs, parts;  // of all images; blocks that share them
   bool direct;      // sums are stored from registers, see store_directly(), not by finish()
@@ -104,9 +104,9 @@ __device__ int direct_channel(int n) {
   return fragment / kFragments * 4 * kChunk + lane * kChunk + fragment % kFragments * 2 + n % 2;
 }
 
-// What finish() does, for the few things that first layers ask for: 16 bytes at a time and no smooth activation.
-// Shared memory is spared 16 bytes an element, and two barriers a run. Stores a warp's sums at `output`, whose lines
-// are pixels; `rows` of the block's exist.
+// What finish() does, for the few things that first layers ask for: 16 bytes at a time, no smooth activation, no
+// statistics and no sums. Shared memory is spared 16 bytes an element, and two barriers a run. Stores a warp's sums at
+// `output`, whose lines are pixels; `rows` of the block's exist.
 template <typename T>
 __device__ void store_directly(Accumulators<ImageBlock>& sums, const Finish& to, const float* table, T* output,
                                int first_column, int rows) {
@@ -252,8 +252,12 @@ __global__ void __launch_bounds__(ImageBlock::kThreads, kConvBlocks<ImageBlock, 
                         static_cast<T*>(launch.finish.output) + first_pixel * launch.out_channels, first_column,
                         run.pixels);
     } else {
+      const int group = run.image / launch.group_images, tile = number - group * launch.group_images * patch.runs;
       const auto line_of = [&](int row) { return (first_pixel + row) * launch.out_channels; };
-      finish<T>(sums, launch.finish, 0, 0, first_column, run.pixels, line_of);
+      finish<T>(sums, launch.finish, group, tile, first_column, run.pixels, line_of);
+      if (launch.finish.sums.x) {
+        finish_gradient_sums<T, Shape>(launch.finish, group, tile, first_column, run.pixels, line_of);
+      }
     }
   }
 }

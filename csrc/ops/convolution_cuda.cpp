@@ -86,15 +86,15 @@ Tensor conv_cuda(const Convolution& c, bool up, const Tensor& in, const Tensor& 
     args.param_dtype = cuda_dtype(c.op, bias.scalar_type());
   }
   const auto floats = in.options().dtype(at::kFloat);
-  const bool by_tiles = finish.statistics || finish.below;
-  const int64_t tiles = by_tiles ? cuda::conv_tiles(shape, direction, args.stat_groups) : 0;
+  const bool sums = finish.below && cuda::conv_sums_pay(shape, direction);
+  const int64_t tiles = finish.statistics || sums ? cuda::conv_tiles(shape, direction, args.stat_groups) : 0;
   if (finish.statistics && tiles) {
     finish.statistics->tile_moments = at::empty({args.stat_groups, tiles, sizes[1], 2}, floats);
     finish.statistics->tile_counts = at::empty({args.stat_groups, tiles}, floats);
     args.tile_moments = finish.statistics->tile_moments.mutable_data_ptr();
     args.tile_counts = finish.statistics->tile_counts.mutable_data_ptr<float>();
   }
-  if (finish.below && tiles) {
+  if (sums && tiles) {
     BatchNormBelow& below = *finish.below;
     const auto type = below.weight.scalar_type();
     bn_weight = cuda_parameter(below.weight, type);

@@ -113,16 +113,19 @@ def run_all(
 def check_images(
     emulated: EmulatedConv, case: ConvCase, schedule: str, seed: int
 ) -> tuple[Callable[[], None], Tensors]:
-    """Going down by either way out (a smooth activation asks for the other), and the weight gradient."""
-    inputs, smooth = case.inputs(), dataclasses.replace(case, activation="tanh")
+    """Going down by either way out, and the weight gradient."""
+    inputs = case.inputs()
     results = {"weight_grad": emulated.weight_grad(case, inputs, schedule, seed)}
     results["down alone"], _ = emulated.forward(case, "down", inputs, schedule, seed)
-    results["down smooth"], _ = emulated.forward(smooth, "down", inputs, schedule, seed)
+    results["down"], moments = emulated.forward(case, "down", inputs, schedule, seed, True)
+    results |= {f"down {name}": value for name, value in moments._asdict().items()}
+    results["down gradient"], results["down sums"] = emulated.gradient_sums(
+        case, "down", inputs, schedule, seed
+    )
     results["down wild"], _ = emulated.forward(case, "down", wild(inputs), schedule, seed)
 
     def check() -> None:
         assert_conv_right(case, inputs, results)
-        assert_conv_right(smooth, inputs, results | {"down alone": results["down smooth"]})
         exact = case.convolve("down", wild(inputs)["fine"].double(), inputs["weight"].double())
         assert torch.equal(results["down wild"].isfinite(), exact.isfinite())
 
@@ -597,6 +600,13 @@ BUGS = [
         "row + 8 * r < rows && first_column",
         "first_column",
         "asan",
+    ),
+    Bug(
+        "statistics of one run lie in the place of another",
+        "conv_image.cuh",
+        "number - group * launch.group_images * patch.runs",
+        "number / 2 - group * launch.group_images * patch.runs",
+        "values",
     ),
     Bug(
         "no wait for the copies of a run",
