@@ -44,7 +44,7 @@ CONV_CASES = [
     ConvCase(1, (3, 34, 22), 16),  # going up, several patches
     ConvCase(2, (16, 8, 1), 8, kernel=(3, 3)),  # going up, phases without pixels
     ConvCase(8, (16, 17, 12), 72, kernel=(1, 1), stride=(1, 1), padding=(0, 0)),
-    ConvCase(2, (9, 7, 9), 24),  # elements one by one
+    ConvCase(2, (9, 8, 9), 24),  # elements one by one
     ConvCase(1, (72, 10, 10), 128, kernel=(3, 3), stride=(1, 1), warpgroups=True),
 ]
 
