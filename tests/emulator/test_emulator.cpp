@@ -4,9 +4,9 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
+#include <array>
 #include <cmath>
 #include <cstdio>
-#include <array>
 #include <functional>
 #include <string>
 #include <vector>
@@ -188,7 +188,7 @@ __global__ void misaligned_copy_kernel(const char* in) {
 }
 
 void test_tensor_cores() {
-  std::vector<uint16_t> in(16 * 16 + 16 * 8);
+  alignas(32) std::array<uint16_t, 16 * 16 + 16 * 8> in;  // whole sectors
   std::vector<float> values(in.size());
   for (size_t i = 0; i < in.size(); i++) {
     values[i] = static_cast<float>(static_cast<int>(i * 37 % 101) - 50);
