@@ -364,8 +364,8 @@ def kernel_rows(timer: Timer, small: bool, net: str, batch: int) -> Iterator[Row
 
 def kernel_name(name: str) -> str:
     """Without namespaces and parameters."""
-    for ending in ("void ", "dcgan_fast::cuda::", "at::native::", "(anonymous namespace)::"):
-        name = name.replace(ending, "")
+    for part in ("void ", "dcgan_fast::cuda::", "at::native::", "(anonymous namespace)::"):
+        name = name.replace(part, "")
     return name.rsplit("(", 1)[0][:120]
 
 

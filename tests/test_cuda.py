@@ -35,6 +35,7 @@ SMALL_LAYERS = [
     (4, 24, 3, 6, 4, 2, 1),
     (64, 32, 1, 4, 4, 1, 0),
     (2, 12, 20, 5, 3, 1, 1),
+    (2, 64, 64, 8, 4, 2, 1),  # by warpgroups, where there are any
 ]
 DCGAN_LAYERS = [  # batch 128, 64 x 64
     (128, 3, 64, 64, 4, 2, 1),

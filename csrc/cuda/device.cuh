@@ -17,8 +17,8 @@ namespace dcgan_fast::cuda {
 
 constexpr int kWarpSize = 32, kWarpgroupSize = 128;
 
-// The block's dynamic shared memory, aligned as a warpgroup's operands must be. A kernel has no other shared memory, so that
-// the emulator can fence it, poison it and hand each block a fresh piece.
+// The block's dynamic shared memory, aligned as a warpgroup's operands are. A kernel has no other shared memory, so
+// that the emulator can fence it, poison it and hand each block a fresh piece.
 #ifdef __CUDACC__
 __device__ inline unsigned char* shared_memory() {
   extern __shared__ __align__(1024) unsigned char dynamic_shared_memory[];

@@ -39,6 +39,9 @@ CASES = [
     ConvCase(2, (9, 7, 9), 24),  # elements one by one
     ConvCase(8, (64, 4, 4), 100, stride=(1, 1), padding=(0, 0)),  # a generator begins
     ConvCase(8, (128, 4, 4), 1, stride=(1, 1), padding=(0, 0)),  # a discriminator ends
+    ConvCase(
+        1, (16, 20, 5), 16, kernel=(17, 3), stride=(1, 1), padding=(8, 1)
+    ),  # too many taps for chunks
     ConvCase(2, (3, 34, 22), 40),  # going up, its output is several patches
     ConvCase(1, (1, 9, 30), 16, kernel=(5, 3), stride=(3, 1), padding=(0, 2)),
     ConvCase(2, (24, 9, 11), 16, kernel=(5, 3), stride=(2, 1), padding=(2, 0)),
