@@ -22,7 +22,14 @@ from torch import Tensor
 
 from . import _C, reference
 
-__all__ = ["bn_act", "conv_act", "conv_bn_act", "conv_transpose_act", "conv_transpose_bn_act"]
+__all__ = [
+    "bn_act",
+    "conv_act",
+    "conv_bn_act",
+    "conv_transpose_act",
+    "conv_transpose_bn_act",
+    "maxout_linear",
+]
 
 IntOrPair = int | tuple[int, int]
 P = ParamSpec("P")
@@ -298,6 +305,28 @@ def conv_transpose_act(
         activation,
         negative_slope,
     )
+
+
+def maxout_linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``max over p of (input @ weight[o, p] + bias[o, p])`` for each unit ``o``: a maxout layer.
+
+    Of equal pieces the first wins, and has the whole gradient, as in ``torch.max(dim)`` (``torch.amax`` shares it out).
+
+    Args:
+        input: ``(..., in)``, float32, bfloat16, float16 or float64.
+        weight: ``(out, pieces, in)`` of input's dtype (under autocast both are cast), with 1 to 256 pieces.
+        bias: ``(out, pieces)`` of input's dtype, or float32 where that is narrower, or None.
+
+    Returns:
+        ``(..., out)``, contiguous, of input's dtype.
+
+    Raises:
+        ValueError: a shape or device is wrong.
+        TypeError: a dtype is wrong.
+
+    Source: Goodfellow et al. 2013, Maxout Networks, section 3.
+    """
+    return reference.maxout_linear(input, weight, bias)
 
 
 # ---------------------------------------------------------------- shapes without data

@@ -19,6 +19,7 @@ from . import functional
 
 __all__ = [
     "FusedSequential",
+    "MaxoutLinear",
     "batch_norm_mode",
     "explain",
     "fuse",
@@ -291,6 +292,68 @@ def _reclass(model: M, old: type[nn.Module], new: type[nn.Module], inplace: bool
                 new  # FusedSequential adds no state, so the object is complete as it is
             )
     return model
+
+
+class MaxoutLinear(nn.Module):
+    """A layer of maxout units, each the largest of ``pieces`` linear functions of the input, on
+    :func:`dcgan_fast.functional.maxout_linear`.
+
+    Its state dict holds ``weight``, ``(out_features, pieces, in_features)``, and, if it has one, ``bias``,
+    ``(out_features, pieces)``, drawn as those of :class:`torch.nn.Linear` are: uniform within
+    ``1 / sqrt(in_features)`` of 0.
+
+    Args:
+        in_features: of the input's last dimension, at least 1.
+        out_features: units, at least 1.
+        pieces: of each unit, 1 to 256.
+        bias: whether each piece has one.
+        device, dtype: of the parameters.
+
+    Raises:
+        ValueError: a number is out of range.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        pieces: int,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        for name, size in (("in_features", in_features), ("out_features", out_features)):
+            if size < 1:
+                raise ValueError(f"MaxoutLinear(): {name!r} must be at least 1, got {size}")
+        if not 1 <= pieces <= 256:
+            raise ValueError(f"MaxoutLinear(): 'pieces' must be 1 to 256, got {pieces}")
+        self.in_features, self.out_features, self.pieces = in_features, out_features, pieces
+        self.weight = nn.Parameter(
+            torch.empty(out_features, pieces, in_features, device=device, dtype=dtype)
+        )
+        self.bias = (
+            nn.Parameter(torch.empty(out_features, pieces, device=device, dtype=dtype))
+            if bias
+            else None
+        )
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draws weight and bias anew."""
+        bound = self.in_features**-0.5
+        for parameter in self.parameters():
+            nn.init.uniform_(parameter, -bound, bound)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """``(..., in_features)`` to ``(..., out_features)``."""
+        return functional.maxout_linear(input, self.weight, self.bias)
+
+    def extra_repr(self) -> str:
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, "
+            f"pieces={self.pieces}, bias={self.bias is not None}"
+        )
 
 
 def explain(model: nn.Module, *inputs: Tensor) -> str:
