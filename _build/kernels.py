@@ -33,6 +33,7 @@ CPU_KERNELS = {
                 "bn_act",
                 "first_occurrence",
                 "gemm",
+                "maxout_linear",
                 "near_duplicates",
                 "pack_codes",
                 "winograd_kernels",

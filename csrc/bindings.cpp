@@ -57,6 +57,11 @@ TORCH_LIBRARY(dcgan_fast, m) {
   m.def("conv_transpose_act(Tensor input, Tensor weight, Tensor? bias, " CONV_TRANSPOSE ACT ") -> Tensor");
   m.def("conv_act_forward(Tensor input, Tensor weight, Tensor? bias, " CONV_EITHER ACT ") -> Tensor");
 
+  m.def("maxout_linear(Tensor input, Tensor weight, Tensor? bias) -> Tensor");
+  m.def("maxout_linear_forward(Tensor input, Tensor weight, Tensor? bias, bool save) -> (Tensor output, Tensor winner)");
+  m.def("maxout_linear_backward(Tensor grad, Tensor input, Tensor weight, Tensor winner, bool[3] output_mask)"
+        " -> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias)");
+
   m.def("pack_codes(Tensor activations, float threshold=0.0) -> Tensor");
   m.def("first_occurrence(Tensor codes) -> (Tensor keep, Tensor group, Tensor counts)");
   m.def("first_of_each(Tensor codes) -> Tensor");
@@ -71,7 +76,8 @@ TORCH_LIBRARY(dcgan_fast, m) {
 // The halves are differentiated by the nodes in ops/; called directly with gradients wanted they say that they cannot.
 TORCH_LIBRARY_IMPL(dcgan_fast, Autograd, m) {
   for (const char* op : {"bn_act_forward", "bn_act_backward", "conv_bn_act_forward", "conv_bn_act_backward",
-                         "conv_bn_act_backward_", "conv_act_forward", "conv_act_backward", "conv_act_backward_"}) {
+                         "conv_bn_act_backward_", "conv_act_forward", "conv_act_backward", "conv_act_backward_",
+                         "maxout_linear_forward", "maxout_linear_backward"}) {
     m.impl(op, torch::autograd::autogradNotImplementedFallback());
   }
 }

@@ -65,6 +65,8 @@ def build_info() -> dict[str, Any]:
     cuda = {"bn_act": own, **dict.fromkeys(convolutions, "dcgan_fast on tensor cores")}
     if not architectures:
         cuda = dict.fromkeys(cpu, "dcgan_fast.reference")
+    cpu["maxout_linear"] = "dcgan_fast in float32, else ATen's product"
+    cuda["maxout_linear"] = "dcgan_fast.reference"
     cpu |= dict.fromkeys(dedup.OPS, "dcgan_fast")
     cuda |= dict.fromkeys(dedup.OPS, "dcgan_fast.dedup.reference")
     if architectures:

@@ -6,8 +6,9 @@ convolution's operands and leaves the parameters of the normalisation alone. Inp
 the result keeps the format that PyTorch's own ops would give. Statistics are accumulated in float32 (float64 for
 float64) as mean and squared deviations, and do not depend on the number of threads.
 
-CPU tensors, and CUDA tensors where the CUDA half was built, run the kernels of this library; any other device, and a
-``process_group``, run :mod:`dcgan_fast.reference`. :func:`dcgan_fast.build_info` tells which.
+CPU tensors, and CUDA tensors where the CUDA half was built, run the kernels of this library (:func:`maxout_linear`: CPU
+tensors alone); any other device, and a ``process_group``, run :mod:`dcgan_fast.reference`.
+:func:`dcgan_fast.build_info` tells which.
 """
 
 from __future__ import annotations
@@ -311,6 +312,8 @@ def maxout_linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> 
     """``max over p of (input @ weight[o, p] + bias[o, p])`` for each unit ``o``: a maxout layer.
 
     Of equal pieces the first wins, and has the whole gradient, as in ``torch.max(dim)`` (``torch.amax`` shares it out).
+    Backward keeps a byte for each output, which piece won; in float32 the pieces are never stored, and backward spends
+    its multiplications on the winners alone. On CUDA the reference serves as yet.
 
     Args:
         input: ``(..., in)``, float32, bfloat16, float16 or float64.
@@ -326,7 +329,9 @@ def maxout_linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> 
 
     Source: Goodfellow et al. 2013, Maxout Networks, section 3.
     """
-    return reference.maxout_linear(input, weight, bias)
+    if input.device.type != "cpu":
+        return reference.maxout_linear(input, weight, bias)
+    return _ops.maxout_linear(input, weight, bias)
 
 
 # ---------------------------------------------------------------- shapes without data
@@ -502,4 +507,24 @@ def _(  # type: ignore[no-untyped-def]
         output_padding,
         1,
         output_mask,  # fmt: skip
+    )
+
+
+@torch.library.register_fake("dcgan_fast::maxout_linear_forward")
+def _(input, weight, bias, save):  # type: ignore[no-untyped-def]
+    for name, tensor in {"weight": weight, "bias": bias}.items():
+        torch._check_value(
+            tensor is None or tensor.device == input.device,
+            lambda: f"{name!r} must be on input's device ({input.device}), got {tensor.device}",  # noqa: B023
+        )
+    output = input.new_empty((*input.shape[:-1], weight.size(0)))
+    winner_shape = output.shape if save else (0,)
+    return output, input.new_empty(winner_shape, dtype=torch.uint8)
+
+
+@torch.library.register_fake("dcgan_fast::maxout_linear_backward")
+def _(grad, input, weight, winner, output_mask):  # type: ignore[no-untyped-def]
+    shapes = (input.shape, weight.shape, weight.shape[:2])
+    return tuple(
+        input.new_empty(s) if m else None for s, m in zip(shapes, output_mask, strict=True)
     )

@@ -11,6 +11,7 @@
 
 #include "bn_act.h"
 #include "first_occurrence.h"
+#include "maxout_linear.h"
 #include "near_duplicates.h"
 #include "pack_codes.h"
 #include "tile_conv.h"
@@ -21,6 +22,7 @@ namespace dcgan_fast::cpu {
   namespace NAMESPACE {                                   \
   extern const BnActKernels bn_act;                       \
   extern const FirstOccurrenceKernels first_occurrence;   \
+  extern const MaxoutKernels maxout_linear;               \
   extern const NearDuplicatesKernels near_duplicates;     \
   extern const PackCodesKernels pack_codes;               \
   }
@@ -81,6 +83,7 @@ const char* capability_name() {
 
 const BnActKernels& bn_act_kernels() { return BEST_OF_EACH(bn_act); }
 const FirstOccurrenceKernels& first_occurrence_kernels() { return BEST_OF_EACH(first_occurrence); }
+const MaxoutKernels& maxout_linear_kernels() { return BEST_OF_EACH(maxout_linear); }
 const NearDuplicatesKernels& near_duplicates_kernels() { return BEST_OF_EACH(near_duplicates); }
 const PackCodesKernels& pack_codes_kernels() { return BEST_OF_EACH(pack_codes); }
 
