@@ -214,38 +214,35 @@ void pack_rows(const float* matrix, int64_t rows, int64_t row_length, const Pane
   }
 }
 
-// sums[0 .. N vectors) (+)= the sum over i < count of factor(i) * row(i), which is added up before it is added to what
-// is there
-template <int N, typename Factor, typename Row>
-VEC_INLINE void add_rows(int64_t count, Factor factor, Row row, float* sums, bool accumulate) {
-  constexpr int kSets = 2 * N <= 8 ? 2 : 1;  // eight multiply-adds are under way at a time
-  V set[kSets][N];
+// sums[k][0 .. N vectors) (+)= the winners' rows of `units` units, of which `packed` holds all pieces, for R rows k of
+// the gradient: three of them keep enough multiply-adds under way and share the loop.
+template <int N, int R>
+VEC_INLINE void add_winners(const MaxoutShape& s, int64_t units, const float* grad, const uint8_t* winner,
+                            const float* packed, float* sums, bool accumulate) {
+  V set[R][N];
+#pragma GCC unroll 3
+  for (int k = 0; k < R; ++k) {
 #pragma GCC unroll 8
-  for (int j = 0; j < N; ++j) {
-    set[0][j] = broadcast(0.0f);
-    if constexpr (kSets == 2) set[1][j] = broadcast(0.0f);
+    for (int j = 0; j < N; ++j) set[k][j] = broadcast(0.0f);
   }
-  int64_t i = 0;
-  for (; i + kSets <= count; i += kSets) {
-#pragma GCC unroll 2
-    for (int k = 0; k < kSets; ++k) {
-      const V f = broadcast(factor(i + k));
-      const float* const r = row(i + k);
+  for (int64_t o = 0; o < units; ++o) {
+    const float* const unit = packed + o * s.pieces * kPanel;
+#pragma GCC unroll 3
+    for (int k = 0; k < R; ++k) {
+      const V f = broadcast(grad[k * s.out + o]);
+      const float* row = unit + winner[k * s.out + o] * kPanel;
+      asm("" : "+r"(row));  // an address of one register: of two, a multiply-add from memory is two operations
 #pragma GCC unroll 8
-      for (int j = 0; j < N; ++j) set[k][j] = multiply_add(f, load(r + j * kLanes), set[k][j]);
+      for (int j = 0; j < N; ++j) set[k][j] = multiply_add(f, load(row + j * kLanes), set[k][j]);
     }
   }
-  if (kSets == 2 && i < count) {
-    const V f = broadcast(factor(i));
-    const float* const r = row(i);
+#pragma GCC unroll 3
+  for (int k = 0; k < R; ++k) {
 #pragma GCC unroll 8
-    for (int j = 0; j < N; ++j) set[0][j] = multiply_add(f, load(r + j * kLanes), set[0][j]);
-  }
-#pragma GCC unroll 8
-  for (int j = 0; j < N; ++j) {
-    V sum = kSets == 2 ? set[0][j] + set[kSets - 1][j] : set[0][j];
-    if (accumulate) sum = load(sums + j * kLanes) + sum;
-    store(sums + j * kLanes, sum);
+    for (int j = 0; j < N; ++j) {
+      float* const to = sums + k * kPanel + j * kLanes;
+      store(to, accumulate ? load(to) + set[k][j] : set[k][j]);
+    }
   }
 }
 
@@ -276,13 +273,16 @@ void grad_input(const MaxoutShape& s, const float* grad, const uint8_t* winner, 
           const int64_t first = blocks.begin(block), units = blocks.length(block);
           pack_rows(weight + first * s.pieces * s.in, units * s.pieces, s.in, panel, packed);
           with_vectors(panel.vectors(), [&]<int N>(std::integral_constant<int, N>) {
-            for (int64_t i = 0; i < rows; ++i) {
-              const int64_t at = (row + i) * s.out + first;
-              add_rows<N>(
-                  units, [&](int64_t o) { return grad[at + o]; },
-                  [&](int64_t o) { return packed + o * of_unit + winner[at + o] * kPanel; }, sums + i * kPanel,
-                  block > 0);
-            }
+            constexpr int kTogether = 3 * N <= 12 ? 3 : 1;
+            int64_t i = 0;
+            const auto take = [&]<int R>(std::integral_constant<int, R>) {
+              for (; i + R <= rows; i += R) {
+                const int64_t at = (row + i) * s.out + first;
+                add_winners<N, R>(s, units, grad + at, winner + at, packed, sums + i * kPanel, block > 0);
+              }
+            };
+            take(std::integral_constant<int, kTogether>());
+            take(std::integral_constant<int, 1>());
           });
         }
         for (int64_t i = 0; i < rows; ++i) {
@@ -300,8 +300,41 @@ struct Won {
 };
 
 constexpr int64_t kChunk = 32768 / sizeof(float) / kPanel;  // rows of the input, 32 KB of a panel
+// From list to list: room for a whole chunk, and a line, or all would begin in the same few sets of L1.
+constexpr int64_t kList = kChunk + 64 / sizeof(Won);
 
-// Who won which rows of a chunk: [units * pieces] lists, each with room for all.
+// sums[0 .. N vectors) (+)= the listed rows of a packed chunk, each times its gradient.
+template <int N>
+VEC_INLINE void add_rows(const Won* list, int64_t count, const float* chunk, float* sums, bool accumulate) {
+  constexpr int kSets = 2 * N <= 8 ? 2 : 1;  // eight multiply-adds are under way at a time
+  V set[kSets][N];
+#pragma GCC unroll 2
+  for (int k = 0; k < kSets; ++k) {
+#pragma GCC unroll 8
+    for (int j = 0; j < N; ++j) set[k][j] = broadcast(0.0f);
+  }
+  const auto add = [&](const Won& won, V(&to)[N]) {
+    const V f = broadcast(won.grad);
+    const float* row = chunk + won.offset;
+    asm("" : "+r"(row));
+#pragma GCC unroll 8
+    for (int j = 0; j < N; ++j) to[j] = multiply_add(f, load(row + j * kLanes), to[j]);
+  };
+  int64_t i = 0;
+  for (; i + kSets <= count; i += kSets) {
+#pragma GCC unroll 2
+    for (int k = 0; k < kSets; ++k) add(list[i + k], set[k]);
+  }
+  if (i < count) add(list[i], set[0]);
+#pragma GCC unroll 8
+  for (int j = 0; j < N; ++j) {
+    V sum = kSets == 2 ? set[0][j] + set[kSets - 1][j] : set[0][j];
+    if (accumulate) sum = load(sums + j * kLanes) + sum;
+    store(sums + j * kLanes, sum);
+  }
+}
+
+// Who won which rows of a chunk: a list for each piece of the units.
 struct Winners {
   Won* lists;
   uint16_t* lengths;
@@ -314,7 +347,7 @@ void list_winners(const MaxoutShape& s, const float* grad, const uint8_t* winner
     for (int64_t o = 0; o < units; ++o) {
       const int64_t piece = o * s.pieces + winner[i * s.out + o];
       const float g = grad[i * s.out + o];
-      to.lists[piece * kChunk + to.lengths[piece]++] = {static_cast<uint32_t>(i * kPanel), g};
+      to.lists[piece * kList + to.lengths[piece]++] = {static_cast<uint32_t>(i * kPanel), g};
       grad_bias[piece] += g;
     }
   }
@@ -335,10 +368,10 @@ void grad_weight(const MaxoutShape& s, const float* grad, const uint8_t* winner,
   const Shares blocks = share(s.out, units_of_block(s));
   run_parallel(blocks.count, 2.0 * s.rows * s.in * s.out, [&](int64_t begin, int64_t end) {
     const int64_t most_pieces = ceil_div(s.out, blocks.count) * s.pieces;
-    const Winners winners{static_cast<Won*>(workspace(chunks * most_pieces * kChunk * sizeof(Won), kOwn)),
+    const Winners winners{static_cast<Won*>(workspace(chunks * most_pieces * kList * sizeof(Won), kOwn)),
                           static_cast<uint16_t*>(workspace(chunks * most_pieces * sizeof(uint16_t), kOwnResults))};
     const auto of_chunk = [&](int64_t chunk) {
-      return Winners{winners.lists + chunk * most_pieces * kChunk, winners.lengths + chunk * most_pieces};
+      return Winners{winners.lists + chunk * most_pieces * kList, winners.lengths + chunk * most_pieces};
     };
     std::vector<double> of_bias(most_pieces);
     for (int64_t block = begin; block < end; ++block) {
@@ -358,14 +391,12 @@ void grad_weight(const MaxoutShape& s, const float* grad, const uint8_t* winner,
             const Winners won = of_chunk(chunk);
             for (int64_t piece = 0; piece < units * s.pieces; ++piece) {
               float* const to = grad_weight + (first * s.pieces + piece) * s.in + panel.first;
-              const Won* const list = won.lists + piece * kChunk;
-              const auto factor = [&](int64_t i) { return list[i].grad; };
-              const auto row = [&](int64_t i) { return rows + list[i].offset; };
+              const Won* const list = won.lists + piece * kList;
               if (whole) {
-                add_rows<N>(won.lengths[piece], factor, row, to, chunk > 0);
+                add_rows<N>(list, won.lengths[piece], rows, to, chunk > 0);
               } else {
                 float sums[kPanel];
-                add_rows<N>(won.lengths[piece], factor, row, sums, false);
+                add_rows<N>(list, won.lengths[piece], rows, sums, false);
                 for (int64_t j = 0; j < panel.columns; ++j) to[j] = chunk > 0 ? to[j] + sums[j] : sums[j];
               }
             }
