@@ -14,6 +14,7 @@ TITLES = {
     "ops": "Layers as one op, ms",
     "bn_act": "Batch norm and activation alone, ms",
     "convolution": "Convolutions alone, ms",
+    "maxout": "Maxout layers, ms",
     "dedup": "First occurrences of 128-bit codes, codes/s",
     "dedup-data": "First occurrences in awkward data, codes/s",
     "pack_codes": "Activations to bits, ms",
