@@ -65,6 +65,7 @@ def build_info() -> dict[str, Any]:
     cuda = {"bn_act": own, **dict.fromkeys(convolutions, "dcgan_fast on tensor cores")}
     if not architectures:
         cuda = dict.fromkeys(cpu, "dcgan_fast.reference")
+    cpu["plane_bias_act"], cuda["plane_bias_act"] = "dcgan_fast", "PyTorch's own ops"
     cpu |= dict.fromkeys(dedup.OPS, "dcgan_fast")
     cuda |= dict.fromkeys(dedup.OPS, "dcgan_fast.dedup.reference")
     if architectures:
