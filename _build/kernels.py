@@ -36,6 +36,7 @@ CPU_KERNELS = {
                 "maxout_linear",
                 "near_duplicates",
                 "pack_codes",
+                "plane_bias_act",
                 "winograd_kernels",
                 "winograd_weight_grad",
             )

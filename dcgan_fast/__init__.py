@@ -67,6 +67,7 @@ def build_info() -> dict[str, Any]:
         cuda = dict.fromkeys(cpu, "dcgan_fast.reference")
     cpu["maxout_linear"] = "dcgan_fast in float32, else ATen's product"
     cuda["maxout_linear"] = "dcgan_fast.reference"
+    cpu["plane_bias_act"], cuda["plane_bias_act"] = "dcgan_fast", "PyTorch's own ops"
     cpu |= dict.fromkeys(dedup.OPS, "dcgan_fast")
     cuda |= dict.fromkeys(dedup.OPS, "dcgan_fast.dedup.reference")
     if architectures:

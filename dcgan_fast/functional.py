@@ -30,6 +30,7 @@ __all__ = [
     "conv_transpose_act",
     "conv_transpose_bn_act",
     "maxout_linear",
+    "plane_bias_act",
 ]
 
 IntOrPair = int | tuple[int, int]
@@ -334,6 +335,45 @@ def maxout_linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> 
     return _ops.maxout_linear(input, weight, bias)
 
 
+@_where_served
+def plane_bias_act(
+    input: Tensor,
+    bias: Tensor,
+    rows: Tensor,
+    columns: Tensor,
+    *,
+    activation: str = "none",
+    negative_slope: float = 0.2,
+    inplace: bool = False,
+) -> Tensor:
+    """``activation(input[n, c, h, w] + bias[n, c, rows[h], columns[w]])``: what constant planes beside a convolution's
+    input add to its output (:mod:`dcgan_fast.labels`).
+
+    Keeps only its result for backward, and nothing without an activation. CUDA has no kernel for it yet: PyTorch's own
+    ops run there.
+
+    Args:
+        input: ``(N, C, H, W)``, float32, bfloat16, float16 or float64.
+        bias: ``(N, C, R, S)`` of input's dtype, or float32 where that is narrower: one for each image, channel, pattern
+            of rows and pattern of columns.
+        rows: ``(H,)``, int64: the pattern of each row, from 0 to R - 1.
+        columns: ``(W,)``, int64: the pattern of each column, from 0 to S - 1.
+        activation, negative_slope: as in :func:`bn_act`.
+        inplace: write the result over ``input``, which whoever computed it must not need (``conv_act`` without an
+            activation does not). Not done for a negative ``negative_slope``: its derivative needs more than the result.
+
+    Returns:
+        A tensor of input's shape, dtype and memory format; ``input`` itself where that was overwritten.
+
+    Raises:
+        ValueError: a shape, device or value is wrong.
+        TypeError: a dtype is wrong.
+    """
+    over_input = inplace and not (activation == "leaky_relu" and negative_slope < 0)
+    op = _ops.plane_bias_act_ if over_input else _ops.plane_bias_act
+    return op(input, bias, rows, columns, activation, negative_slope)
+
+
 # ---------------------------------------------------------------- shapes without data
 #
 # Fake kernels of the registered halves: what torch.compile and export need to know. The public ops
@@ -528,3 +568,44 @@ def _(grad, input, weight, winner, output_mask):  # type: ignore[no-untyped-def]
     return tuple(
         input.new_empty(s) if m else None for s, m in zip(shapes, output_mask, strict=True)
     )
+
+
+@torch.library.register_fake("dcgan_fast::plane_bias_act_forward")
+def _(input, bias, rows, columns, activation, negative_slope):  # type: ignore[no-untyped-def]
+    return torch.empty_like(_dense_maps(input))
+
+
+@torch.library.register_fake("dcgan_fast::plane_bias_act_forward_")
+def _(input, bias, rows, columns, activation, negative_slope):  # type: ignore[no-untyped-def]
+    return None
+
+
+def _of_patterns(output: Tensor, row_patterns: Any, column_patterns: Any) -> Tensor:
+    sizes = (output.size(0), output.size(1), row_patterns, column_patterns)
+    dtype = torch.float64 if output.dtype == torch.float64 else torch.float32
+    layout = torch.contiguous_format if output.is_contiguous() else torch.channels_last
+    return torch.empty(sizes, dtype=dtype, device=output.device, memory_format=layout)
+
+
+@torch.library.register_fake("dcgan_fast::plane_bias_act_backward")
+def _(  # type: ignore[no-untyped-def]
+    grad,
+    output,
+    rows,
+    columns,
+    row_patterns,
+    column_patterns,
+    activation,
+    negative_slope,
+    output_mask,  # fmt: skip
+):
+    maps = _dense_maps(output)
+    of_input = torch.empty_like(maps) if output_mask[0] else None
+    return of_input, _of_patterns(maps, row_patterns, column_patterns) if output_mask[1] else None
+
+
+@torch.library.register_fake("dcgan_fast::plane_bias_act_backward_")
+def _(  # type: ignore[no-untyped-def]
+    grad, output, rows, columns, row_patterns, column_patterns, activation, negative_slope
+):
+    return _of_patterns(_dense_maps(output), row_patterns, column_patterns)

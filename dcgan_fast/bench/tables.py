@@ -13,6 +13,7 @@ TITLES = {
     "infer": "Generator inference, images/s",
     "ops": "Layers as one op, ms",
     "bn_act": "Batch norm and activation alone, ms",
+    "plane_bias_act": "What labels add to a convolution, and activation, ms",
     "convolution": "Convolutions alone, ms",
     "maxout": "Maxout layers, ms",
     "dedup": "First occurrences of 128-bit codes, codes/s",
