@@ -30,7 +30,7 @@ from .errors import UserError
 from .files import make_folder
 from .nn import explain
 from .training import ProgressBar, TrainConfig, Trainer, load_networks
-from .training.config import DIGITS_WIDTH, EPOCHS, LOSS_OUTPUTS, STEPS_AT_LEAST
+from .training.config import DIGITS_WIDTH, EPOCHS, LOSS_OUTPUTS, OPTIMIZERS, STEPS_AT_LEAST
 from .visualize import image_grid, save_png, to_image
 
 _FIGURES = Path("benchmarks/results")  # where `make bench` puts them
@@ -509,13 +509,29 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help=f"images of a minibatch (pytorch: {default.batch_size})",
     )
-    add("--lr", type=float, metavar="X", help=f"Adam's learning rate (pytorch: {default.lr:g})")
+    add("--optimizer", choices=OPTIMIZERS, help="(pytorch: adam; cgan-mnist: sgd)")
+    add("--lr", type=float, metavar="X", help=f"learning rate (pytorch: {default.lr:g})")
+    add(
+        "--lr-decay",
+        type=float,
+        metavar="X",
+        help="divide the learning rate by this at each step (pytorch: 1; cgan-mnist: 1.00004)",
+    )
+    add("--min-lr", type=float, metavar="X", help="where it stops falling (cgan-mnist: 1e-6)")
     add(
         "--beta1",
         type=float,
         metavar="X",
         help=f"Adam's first momentum (pytorch: {default.beta1:g})",
     )
+    add("--momentum", type=float, metavar="X", help="of SGD, at the start (cgan-mnist: 0.5)")
+    add(
+        "--final-momentum",
+        type=float,
+        metavar="X",
+        help="to which it grows (default: it stays; cgan-mnist: 0.7)",
+    )
+    add("--momentum-epochs", type=int, metavar="N", help="over so many epochs (cgan-mnist: 250)")
     add("--weight-decay", type=float, metavar="X", help="coupled L2 (pytorch: 0)")
     add(
         "--g-steps",

@@ -36,8 +36,8 @@ from .checkpoint import (
 from .config import DIGITS_WIDTH, EPOCHS, STEPS_AT_LEAST, TrainConfig
 from .log import MetricsFile, MetricsWindow, Record, TrainingDiverged
 from .run import RunFolder, find_checkpoint, new_run
+from .schedule import Schedule
 from .setup import (
-    adam,
     build_networks,
     check_networks,
     config_of,
@@ -45,6 +45,7 @@ from .setup import (
     count_classes,
     derived_seed,
     load_data,
+    make_optimizer,
     placed,
 )
 from .signals import StopRequest
@@ -123,8 +124,11 @@ class Trainer:
         self._layout = torch.channels_last if config.channels_last else torch.contiguous_format
         self.generator = placed(generator, self.device, self._layout)
         self.discriminator = placed(discriminator, self.device, self._layout)
-        self.optimizer_g = adam(self.generator, self.config)
-        self.optimizer_d = adam(self.discriminator, self.config)
+        self.optimizer_g = make_optimizer(self.generator, self.config)
+        self.optimizer_d = make_optimizer(self.discriminator, self.config)
+        self._schedule = Schedule(
+            self.config, self.steps_per_epoch, self.optimizer_g, self.optimizer_d
+        )
 
         self.step = 0
         self.run: RunFolder | None = None
@@ -243,6 +247,7 @@ class Trainer:
         self.generator.train()
         self.discriminator.train()
         for real in self._real_images():
+            self._schedule.set(self.step)
             row = self._update(real, self._draw)
             self.step += 1
             record = self._window.add(self.step, row)
@@ -517,7 +522,8 @@ class Trainer:
         """Fill in what depends on the data, so that a continued run does not decide it anew."""
         epochs = config.epochs or max(EPOCHS, math.ceil(STEPS_AT_LEAST / self.steps_per_epoch))
         data = own_data or config.data
-        width = DIGITS_WIDTH if data == "digits" else None
+        sized = models.PRESETS[config.preset].knows("ngf")
+        width = DIGITS_WIDTH if data == "digits" and sized else None
         return dataclasses.replace(
             config,
             data=data,
