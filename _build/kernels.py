@@ -87,6 +87,22 @@ def cxx_flags() -> tuple[list[str], list[str]]:
     return flags, watched if sanitize else []
 
 
+def shared_libstdcxx(cxx: str) -> list[str]:
+    """What to link so that exceptions come from the C++ library that torch loads, the shared one.
+
+    Where only the archive is installed beside the compiler (seen on Ubuntu 24.04, GCC 13.3), -lstdc++ would put a
+    second copy into the extension, and the first error that it throws would end the process.
+    """
+
+    def found(name: str) -> str:  # the name itself where there is none
+        return subprocess.check_output([cxx, f"-print-file-name={name}"], text=True).strip()
+
+    if sys.platform != "linux" or os.sep in found("libstdc++.so"):
+        return []
+    shared = found("libstdc++.so.6")
+    return [shared] if os.sep in shared else []
+
+
 def cpu_commands(cxx: str, flags: list[str], includes: list[str]) -> list[list[str]]:
     """Compiler calls, each without its last argument, the folder's object file: ``<variant>_<source>.o``."""
     jobs = [
