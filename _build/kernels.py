@@ -35,6 +35,7 @@ CPU_KERNELS = {
                 "gemm",
                 "near_duplicates",
                 "pack_codes",
+                "parzen",
                 "winograd_kernels",
                 "winograd_weight_grad",
             )

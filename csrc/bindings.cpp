@@ -64,6 +64,8 @@ TORCH_LIBRARY(dcgan_fast, m) {
   m.def("_dedup_index_fill_(Tensor(a!) table, Tensor seen, Tensor count) -> ()");
   m.def("_dedup_index_add_(Tensor(a!) table, Tensor(b!) seen, Tensor(c!) count, Tensor codes) -> Tensor");
 
+  m.def("parzen_log_likelihood(Tensor samples, Tensor data, Tensor sigma) -> Tensor");
+
   m.def("_convolution_engines(Tensor input, Tensor weight, " CONV_TRANSPOSE "bool transposed) -> str[]",
         dcgan_fast::convolution_engines);
 }
@@ -71,7 +73,8 @@ TORCH_LIBRARY(dcgan_fast, m) {
 // The halves are differentiated by the nodes in ops/; called directly with gradients wanted they say that they cannot.
 TORCH_LIBRARY_IMPL(dcgan_fast, Autograd, m) {
   for (const char* op : {"bn_act_forward", "bn_act_backward", "conv_bn_act_forward", "conv_bn_act_backward",
-                         "conv_bn_act_backward_", "conv_act_forward", "conv_act_backward", "conv_act_backward_"}) {
+                         "conv_bn_act_backward_", "conv_act_forward", "conv_act_backward", "conv_act_backward_",
+                         "parzen_log_likelihood"}) {
     m.impl(op, torch::autograd::autogradNotImplementedFallback());
   }
 }

@@ -13,6 +13,7 @@
 #include "first_occurrence.h"
 #include "near_duplicates.h"
 #include "pack_codes.h"
+#include "parzen.h"
 #include "tile_conv.h"
 
 namespace dcgan_fast::cpu {
@@ -23,6 +24,7 @@ namespace dcgan_fast::cpu {
   extern const FirstOccurrenceKernels first_occurrence;   \
   extern const NearDuplicatesKernels near_duplicates;     \
   extern const PackCodesKernels pack_codes;               \
+  extern const ParzenKernels parzen;                      \
   }
 
 DECLARE_KERNELS(DEFAULT)
@@ -83,6 +85,7 @@ const BnActKernels& bn_act_kernels() { return BEST_OF_EACH(bn_act); }
 const FirstOccurrenceKernels& first_occurrence_kernels() { return BEST_OF_EACH(first_occurrence); }
 const NearDuplicatesKernels& near_duplicates_kernels() { return BEST_OF_EACH(near_duplicates); }
 const PackCodesKernels& pack_codes_kernels() { return BEST_OF_EACH(pack_codes); }
+const ParzenKernels& parzen_kernels() { return BEST_OF_EACH(parzen); }
 
 #undef BEST_OF_EACH
 
