@@ -393,7 +393,7 @@ __device__ void multiply_pipeline(Accumulators<Shape>& sums, int steps, Fill& fi
 }
 
 template <class Step, class Shape>
-constexpr int pipeline_bytes() {
+__host__ __device__ constexpr int pipeline_bytes() {
   using A = typename Step::template Tile<Shape::kRows, true>;
   using B = typename Step::template Tile<Shape::kColumns, true>;
   return Step::template kStages<Shape> * (A::kBytes + B::kBytes);

@@ -53,7 +53,7 @@ const char* products(const ParzenLaunch& call, CUstream_st* stream) {
 const char* check(const ParzenWindows& args) {
   if (args.rows < 0) return "a size is negative";
   if (args.count < 1 || args.features < 1) return "there must be samples and features";
-  if (args.sigmas < 1 || args.sigmas > kMostSigmas) return "there must be 1 to 64 sigmas";
+  if (args.sigmas < 1 || args.sigmas > kMostSigmas) return "there must be 1 to 32 sigmas";
   if (!args.bad_row || !args.workspace) return "'bad_row' or 'workspace' is null";
   if (!args.samples || !args.centre) return "an input is null";
   if (args.rows > 0 && !(args.data && args.log_sums)) return "'data' or 'log_sums' is null";

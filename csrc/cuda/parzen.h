@@ -13,7 +13,7 @@ struct CUstream_st;  // what a cudaStream_t points to
 
 namespace dcgan_fast::cuda {
 
-constexpr int64_t kMostSigmas = 64;  // of one call: each row of a block keeps a sum for each in shared memory
+constexpr int64_t kMostSigmas = 32;  // of one call: each row of a block keeps a sum for each in shared memory
 constexpr uint64_t kAllFinite = ~uint64_t{0};
 
 struct ParzenWindows {

@@ -42,7 +42,7 @@ def test_products(compiled: dict[str, Kernels], architecture: str) -> None:
         next(kernel for name, kernel in kernels.items() if step in name)
         for step in ("Tf32x3Step", "8Tf32Step")
     )
-    assert len(kernels) == 2
+    assert len(kernels) == 3
     for kernel in (strict, fast):
         assert REGISTERS_OF_AN_SM // (-(-kernel.registers // 8) * 8 * THREADS) >= 2
         assert kernel.having(r"LDGSTS\.E\.BYPASS.*128"), kernel.having("LDGSTS")
@@ -56,5 +56,5 @@ def test_products(compiled: dict[str, Kernels], architecture: str) -> None:
 def test_one_atomic_alone(compiled: dict[str, Kernels], architecture: str) -> None:
     """Where the first bad row is; no order of additions is left to chance."""
     for name, kernel in compiled[architecture].items():
-        atomics = kernel.having(r"ATOM|RED\.")
+        atomics = kernel.having(r"ATOM|RED")
         assert len(atomics) == ("parzen_centre" in name), (name, atomics)
