@@ -28,6 +28,7 @@ from kernels import (
     cuda_home,
     cxx_flags,
     import_torch,
+    shared_libstdcxx,
     stop,
 )  # noqa: E402
 
@@ -59,7 +60,7 @@ def compiled_half():
     more_commands, more_defines, more_link = cuda_half(cxx, home, torch.version.cuda)
     commands += more_commands
     defines += more_defines
-    link = link + more_link
+    link = link + more_link + shared_libstdcxx(cxx)
 
     class Build(BuildExtension):
         def build_extensions(self):

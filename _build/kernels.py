@@ -36,6 +36,7 @@ CPU_KERNELS = {
                 "maxout_linear",
                 "near_duplicates",
                 "pack_codes",
+                "parzen",
                 "plane_bias_act",
                 "winograd_kernels",
                 "winograd_weight_grad",
@@ -87,6 +88,22 @@ def cxx_flags() -> tuple[list[str], list[str]]:
     if sys.platform == "linux":
         flags.append("-fopenmp")  # not linked: libgomp comes with libtorch, one pool for both
     return flags, watched if sanitize else []
+
+
+def shared_libstdcxx(cxx: str) -> list[str]:
+    """What to link so that exceptions come from the C++ library that torch loads, the shared one.
+
+    Where only the archive is installed beside the compiler (seen on Ubuntu 24.04, GCC 13.3), -lstdc++ would put a
+    second copy into the extension, and the first error that it throws would end the process.
+    """
+
+    def found(name: str) -> str:  # the name itself where there is none
+        return subprocess.check_output([cxx, f"-print-file-name={name}"], text=True).strip()
+
+    if sys.platform != "linux" or os.sep in found("libstdc++.so"):
+        return []
+    shared = found("libstdc++.so.6")
+    return [shared] if os.sep in shared else []
 
 
 def cpu_commands(cxx: str, flags: list[str], includes: list[str]) -> list[list[str]]:

@@ -79,6 +79,8 @@ TORCH_LIBRARY(dcgan_fast, m) {
   m.def("_dedup_index_fill_(Tensor(a!) table, Tensor seen, Tensor count) -> ()");
   m.def("_dedup_index_add_(Tensor(a!) table, Tensor(b!) seen, Tensor(c!) count, Tensor codes) -> Tensor");
 
+  m.def("parzen_log_likelihood(Tensor samples, Tensor data, Tensor sigma) -> Tensor");
+
   m.def("_convolution_engines(Tensor input, Tensor weight, " CONV_TRANSPOSE "bool transposed) -> str[]",
         dcgan_fast::convolution_engines);
 }
@@ -89,7 +91,8 @@ TORCH_LIBRARY_IMPL(dcgan_fast, Autograd, m) {
                          "conv_bn_act_backward_", "conv_act_forward", "conv_act_backward", "conv_act_backward_",
                          "maxout_linear_forward", "maxout_linear_backward",
                          "plane_bias_act_forward", "plane_bias_act_forward_", "plane_bias_act_backward",
-                         "plane_bias_act_backward_"}) {
+                         "plane_bias_act_backward_",
+                         "parzen_log_likelihood"}) {
     m.impl(op, torch::autograd::autogradNotImplementedFallback());
   }
 }

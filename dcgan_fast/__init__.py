@@ -26,7 +26,7 @@ except ImportError as error:
             "minor it was built against, so install it again"
         )
     raise ImportError(f"dcgan_fast cannot be imported: {reason}") from error
-from . import backends, dedup, functional, models, nn, reference
+from . import backends, dedup, functional, metrics, models, nn, reference
 from .errors import UserError
 from .nn import FusedSequential, explain, fuse, unfuse
 
@@ -41,6 +41,7 @@ __all__ = [
     "explain",
     "functional",
     "fuse",
+    "metrics",
     "models",
     "nn",
     "reference",
@@ -72,6 +73,10 @@ def build_info() -> dict[str, Any]:
     cuda |= dict.fromkeys(dedup.OPS, "dcgan_fast.dedup.reference")
     if architectures:
         cuda |= dict.fromkeys(dedup.CUDA_OPS, "dcgan_fast")
+    cpu |= dict.fromkeys(metrics.OPS, "dcgan_fast")
+    cuda |= dict.fromkeys(
+        metrics.OPS, "dcgan_fast" if architectures else "dcgan_fast.metrics.reference"
+    )
     return {
         "dcgan_fast": __version__,
         "python": platform.python_version(),

@@ -54,6 +54,25 @@ def test_the_target_environments_torch_is_found_from_an_isolated_one():
     assert isolated.stdout.strip() in ("", str(Path(torch.__file__).parent.parent))
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="links as on Linux")
+@pytest.mark.parametrize(
+    "installed, linked",
+    [("libstdc++.so", []), ("libstdc++.so.6", ["/lib/libstdc++.so.6"]), ("", [])],
+)
+def test_the_shared_libstdcxx_is_linked_where_the_compiler_would_take_the_archive(
+    tmp_path, installed, linked
+):
+    cxx = tmp_path / "c++"
+    cxx.write_text(
+        f'#!/bin/sh\nname=${{1#-print-file-name=}}\n[ "$name" = "{installed}" ] && echo "/lib/$name" || echo "$name"\n'
+    )
+    cxx.chmod(0o755)
+    spec = importlib.util.spec_from_file_location("dcgan_fast_kernels", ROOT / "_build/kernels.py")
+    kernels = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(kernels)
+    assert kernels.shared_libstdcxx(str(cxx)) == linked
+
+
 def setup_fails(tmp_path: Path, **environment: str) -> str:
     """The message with which setup.py stops in this environment."""
     result = subprocess.run(

@@ -607,6 +607,63 @@ def test_bad_checkpoints(error_of: Callable[..., str], run: Path, tmp_path: Path
     )
 
 
+# ---------------------------------------------------------------------------------------- parzen
+
+
+def test_parzen(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The figure is the library's own, of the same samples and images."""
+    from dcgan_fast import metrics
+    from dcgan_fast.data import prepare
+    from dcgan_fast.metrics.likelihood import pixels
+
+    command = ["parzen", str(run), "--data", "fake:64", "--split", "train", "--samples", "300"]
+    assert cli.main([*command, "--device", "cpu"]) == 0
+    *searched, last = capsys.readouterr().out.splitlines()
+    assert len(searched) == 10 and searched[0].startswith("sigma 0.100: ")
+    assert searched[0].endswith(" nats, of 10 validation images")
+
+    generator, _, _ = cli.load_networks(run)
+    latent = generator.sample_latent(300, generator=torch.Generator().manual_seed(0))
+    samples = models.generate(generator, latent).flatten(1) / 2 + 0.5
+    images = pixels(prepare("fake:64", image_size=16, channels=1, progress=False).images)
+    sigma, _ = metrics.search_sigma(samples, images[-10:])
+    mean, error, _ = metrics.estimate(samples, images[:-10], sigma)
+    assert last == (
+        f"log-likelihood {mean:.2f} ± {error:.2f} nats: 54 images of fake (train) under 300 samples "
+        f"of {run}, sigma {sigma:.3f}"
+    )
+
+
+def test_parzen_with_a_sigma_searches_none(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = f"parzen {run} --data fake:64 --split all --sigma 0.5 --samples 20 --device cpu"
+    assert cli.main(command.split()) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert "64 images of fake (all)" in line and line.endswith("sigma 0.500")
+
+
+def test_parzen_errors(run: Path, error_of: Callable[..., str]) -> None:
+    for flags, message in (
+        (
+            f"{run} --data fake:64 --sigma 0",
+            "argument --sigma: a number above 0 is needed, got '0'",
+        ),
+        (f"{run} --data fake:64 --sigma nan", "a number above 0 is needed, got 'nan'"),
+        (f"{run} --data fake:64", "test"),  # it has no such part
+        (f"{run} --data fake:64 --samples 0", "a whole number of at least 1"),
+        ("nothing --data fake:64", "nothing"),
+        (f"{run}", "--data"),
+    ):
+        assert message in error_of("parzen", *flags.split())
+
+
+def test_parzen_of_a_diverged_generator(run: Path, error_of: Callable[..., str]) -> None:
+    weights = torch.load(run / "generator.pth", weights_only=True)
+    torch.save({name: value * float("nan") for name, value in weights.items()}, "diverged.pth")
+    assert "training has diverged" in error_of(
+        "parzen", "diverged.pth", "--data", "fake:64", "--split", "train", "--samples", "5"
+    )
+
+
 # -------------------------------------------------------------------------------- convert and info
 
 

@@ -14,6 +14,7 @@
 #include "maxout_linear.h"
 #include "near_duplicates.h"
 #include "pack_codes.h"
+#include "parzen.h"
 #include "plane_bias_act.h"
 #include "tile_conv.h"
 
@@ -26,6 +27,7 @@ namespace dcgan_fast::cpu {
   extern const MaxoutKernels maxout_linear;               \
   extern const NearDuplicatesKernels near_duplicates;     \
   extern const PackCodesKernels pack_codes;               \
+  extern const ParzenKernels parzen;                      \
   extern const PlaneBiasActKernels plane_bias_act;        \
   }
 
@@ -88,6 +90,7 @@ const FirstOccurrenceKernels& first_occurrence_kernels() { return BEST_OF_EACH(f
 const MaxoutKernels& maxout_linear_kernels() { return BEST_OF_EACH(maxout_linear); }
 const NearDuplicatesKernels& near_duplicates_kernels() { return BEST_OF_EACH(near_duplicates); }
 const PackCodesKernels& pack_codes_kernels() { return BEST_OF_EACH(pack_codes); }
+const ParzenKernels& parzen_kernels() { return BEST_OF_EACH(parzen); }
 const PlaneBiasActKernels& plane_bias_act_kernels() { return BEST_OF_EACH(plane_bias_act); }
 
 #undef BEST_OF_EACH

@@ -141,30 +141,6 @@ struct ConvTile {
   __device__ int moments_tile(const ConvLaunch& launch) const { return tile * launch.phases() + phase; }
 };
 
-// N elements of a tile's line, taken one by one: from(i) gives the address of the ith or null for zero.
-template <typename T, int N, class From>
-__device__ void fill_one_by_one(T* to, const From& from) {
-  Vec<T, N> values;
-#pragma unroll
-  for (int i = 0; i < N; i++) {
-    const T* element = from(i);
-    values.at[i] = element ? *element : from_float<T>(0.f);
-  }
-  store(to, values);
-}
-
-// A thread's share of a tile: one chunk of every kLinesApart-th line, from `line` on.
-template <class Tile, int kThreads>
-struct Share {
-  static constexpr int kLinesApart = kThreads / Tile::kChunks;
-  static constexpr int kLines = Tile::kLines / kLinesApart;
-  static_assert(kThreads % Tile::kChunks == 0 && Tile::kLines % kLinesApart == 0);
-  int first = threadIdx.x / Tile::kChunks, chunk = threadIdx.x % Tile::kChunks;
-
-  __device__ int line(int i) const { return first + i * kLinesApart; }
-  __device__ int element() const { return chunk * Tile::kChunk; }
-};
-
 template <typename T, class Shape, bool kUp>
 __device__ void finish_conv(const Accumulators<Shape>& sums, const ConvLaunch& launch,
                             const ConvTile<Shape, kUp>& tile) {

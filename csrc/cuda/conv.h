@@ -14,17 +14,11 @@
 
 #include "../activation.h"
 #include "bn_act.h"
+#include "precision.h"
 
 namespace dcgan_fast::cuda {
 
 enum class Direction : int32_t { kDown, kUp };
-
-// How float32 is multiplied. The others have no choice: bfloat16 and float16 products are exact in float.
-enum class Precision : int32_t {
-  kTf32,    // operands rounded to 11 bits
-  kTf32x3,  // each operand as two tf32: float32's accuracy on tensor cores
-  kFma,     // float32's own multiply-add, without tensor cores
-};
 
 struct ConvGrid {
   int64_t height, width, channels;

@@ -92,6 +92,30 @@ struct WarpgroupTile {
   static __device__ constexpr int bytes_to(int k) { return k * (kAlongK ? static_cast<int>(sizeof(T)) : kLineBytes); }
 };
 
+// A thread's share of a tile: one chunk of every kLinesApart-th line, from `line` on.
+template <class Tile, int kThreads>
+struct Share {
+  static constexpr int kLinesApart = kThreads / Tile::kChunks;
+  static constexpr int kLines = Tile::kLines / kLinesApart;
+  static_assert(kThreads % Tile::kChunks == 0 && Tile::kLines % kLinesApart == 0);
+  int first = threadIdx.x / Tile::kChunks, chunk = threadIdx.x % Tile::kChunks;
+
+  __device__ int line(int i) const { return first + i * kLinesApart; }
+  __device__ int element() const { return chunk * Tile::kChunk; }
+};
+
+// N elements of a tile's line, taken one by one: from(i) gives the address of the ith or null for zero.
+template <typename T, int N, class From>
+__device__ void fill_one_by_one(T* to, const From& from) {
+  Vec<T, N> values;
+#pragma unroll
+  for (int i = 0; i < N; i++) {
+    const T* element = from(i);
+    values.at[i] = element ? *element : from_float<T>(0.f);
+  }
+  store(to, values);
+}
+
 // --- fragments of tensor cores ---
 
 // 16 x 2 chunks of A, as four 8 x 8 matrices of 16-bit elements. Along K they lie as mma wants them, 4-byte elements
@@ -369,7 +393,7 @@ __device__ void multiply_pipeline(Accumulators<Shape>& sums, int steps, Fill& fi
 }
 
 template <class Step, class Shape>
-constexpr int pipeline_bytes() {
+__host__ __device__ constexpr int pipeline_bytes() {
   using A = typename Step::template Tile<Shape::kRows, true>;
   using B = typename Step::template Tile<Shape::kColumns, true>;
   return Step::template kStages<Shape> * (A::kBytes + B::kBytes);

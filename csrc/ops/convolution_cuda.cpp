@@ -16,11 +16,6 @@ Tensor for_kernels(const Tensor& maps) {
   return reinterpret_cast<uintptr_t>(dense.const_data_ptr()) % 16 ? dense.clone(kLast) : dense;
 }
 
-cuda::Precision precision() {
-  if (tf32_allowed()) return cuda::Precision::kTf32;
-  return cuda_switches().strict_on_tensor_cores ? cuda::Precision::kTf32x3 : cuda::Precision::kFma;
-}
-
 cuda::ConvShape shape_of(const Convolution& c, const Tensor& weight, at::IntArrayRef fine, at::IntArrayRef coarse) {
   return {coarse[0],
           {fine[2], fine[3], fine[1]},
@@ -29,7 +24,7 @@ cuda::ConvShape shape_of(const Convolution& c, const Tensor& weight, at::IntArra
           {c.stride[0], c.stride[1]},
           {c.padding[0], c.padding[1]},
           cuda_dtype(c.op, weight.scalar_type()),
-          precision(),
+          float32_precision(),
           cuda::has_warpgroups()};
 }
 

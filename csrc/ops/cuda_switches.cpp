@@ -14,4 +14,9 @@ bool tf32_allowed() {
   return allowed == CudaSwitches::follow_torch ? at::globalContext().allowTF32CuDNN(at::Float32Op::CONV) : allowed;
 }
 
+cuda::Precision float32_precision() {
+  if (tf32_allowed()) return cuda::Precision::kTf32;
+  return cuda_switches().strict_on_tensor_cores ? cuda::Precision::kTf32x3 : cuda::Precision::kFma;
+}
+
 }  // namespace dcgan_fast

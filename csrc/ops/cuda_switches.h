@@ -3,6 +3,8 @@
 
 #include <atomic>
 
+#include "../cuda/precision.h"
+
 namespace dcgan_fast {
 
 struct CudaSwitches {
@@ -13,5 +15,6 @@ struct CudaSwitches {
 
 CudaSwitches& cuda_switches();
 bool tf32_allowed();  // by the switch or by torch, as of now
+cuda::Precision float32_precision();
 
 }  // namespace dcgan_fast

@@ -20,12 +20,16 @@ from first_occurrence_emulated import (
     colliding_codes,
     first_occurrences,
 )
+from maxout_linear_emulated import EmulatedMaxout, MaxoutCase
 from pack_codes_emulated import EmulatedPackCodes, PackCase, packed
+from parzen_emulated import EmulatedParzen, ParzenCase
 from test_bn_act_emulated import assert_right
 from test_conv_emulated import assert_right as assert_conv_right
 from test_conv_emulated import assert_same
 from test_first_occurrence_emulated import assert_right as assert_firsts_right
 from test_first_occurrence_emulated import half_are_one, many_codes, random_codes
+from test_maxout_linear_emulated import assert_right as assert_maxout_right
+from test_parzen_emulated import assert_right as assert_parzen_right
 
 pytestmark = pytest.mark.slow
 
@@ -63,6 +67,18 @@ CODES = [
     random_codes(5000, 2, 4000),
     colliding_codes(40, 2, 0.9999, same_tag=False),
     colliding_codes(40, 2, 0.3, same_tag=True),
+]
+
+PARZEN_CASES = [
+    ParzenCase(31, 3, 5),
+    ParzenCase(200, 130, 18, (0.05, 0.5)),
+    ParzenCase(65, 40, 20, precision="tf32"),
+]
+
+MAXOUT_CASES = [
+    MaxoutCase(65, 20, 33, 3),
+    MaxoutCase(5, 10, 50, 5),  # elements one by one
+    MaxoutCase(70, 40, 20, 2, torch.bfloat16),
 ]
 
 # Of the kernels that read images: several runs of pixels a block and an image, rows of chunks and of elements, padding.
@@ -108,6 +124,31 @@ def run_all(
             results = emulated.find(codes, schedule, seed)
             expected = first_occurrences(codes)
             yield functools.partial(assert_firsts_right, expected, results), results
+    elif isinstance(emulated, EmulatedParzen):
+        for case in PARZEN_CASES:
+            yield check_windows(emulated, case, schedule, seed)
+    elif isinstance(emulated, EmulatedMaxout):
+        for units in MAXOUT_CASES:
+            tensors = units.tensors()
+            results = emulated.units(units, tensors, schedule, seed)
+            yield functools.partial(assert_maxout_right, units, tensors, results), results
+
+
+def check_windows(
+    emulated: EmulatedParzen, case: ParzenCase, schedule: str, seed: int
+) -> tuple[Callable[[], None], Tensors]:
+    """Log-sums of numbers; and the first row that is none, among others."""
+    samples, data = case.inputs()
+    log_sums, bad_row = emulated.windows(case, samples, data, schedule, seed)
+    spoilt = data.clone()
+    spoilt[1:, 0] = float("nan")
+    _, first = emulated.windows(case, samples, spoilt, schedule, seed)
+
+    def check() -> None:
+        assert_parzen_right(case, samples, data, (log_sums, bad_row))
+        assert first == case.count + 1
+
+    return check, {"log_sums": log_sums, "bad_rows": torch.tensor([bad_row, first])}
 
 
 def check_images(
@@ -186,6 +227,8 @@ FILES: dict[type[Emulated], tuple[str, ...]] = {
     EmulatedImageConv: ("image_patch.cuh", "conv_image.cuh", "conv_image_weight_grad.cuh"),
     EmulatedPackCodes: ("pack_codes.cu", "pack_codes.cuh"),
     EmulatedFirstOccurrence: ("first_occurrence.cu", "first_occurrence.cuh"),
+    EmulatedParzen: ("parzen.cu", "parzen.cuh"),
+    EmulatedMaxout: ("maxout_linear.cu", "maxout_linear.cuh"),
 }
 
 UNORDERED = """
@@ -839,6 +882,132 @@ BUGS = [
         "counts[added] += __popc(equals);",
         "tsan",
     ),
+    Bug(
+        "samples that do not exist count",
+        "parzen.cuh",
+        "launch.half_squares_of_samples[number] = kInfinity;",
+        "launch.half_squares_of_samples[number] = 0.f;",
+        "values",
+    ),
+    Bug(
+        "rows that do not exist are stored",
+        "parzen.cuh",
+        "    if (row >= rows_left) break;\n",
+        "",
+        "asan",
+    ),
+    Bug(
+        "features of the next sample",
+        "parzen.cuh",
+        "there && column_lines.line(i) < samples_left",
+        "column_lines.line(i) < samples_left",
+        "values",
+    ),
+    Bug(
+        "features of the next row",
+        "parzen.cuh",
+        "f < args.features ? from[f] - args.centre[f] : 0.f",
+        "from[f] - args.centre[f]",
+        "asan",
+    ),
+    Bug(
+        "a lane overwrites what its row's others still read",
+        "parzen.cuh",
+        "    __syncwarp();  // all four lanes have read `before`\n",
+        "",
+        "tsan",
+    ),
+    Bug(
+        "two lanes of a row have exponents of their own",
+        "parzen.cuh",
+        "    highest = fmaxf(highest, __shfl_xor_sync(~0u, highest, 2));\n",
+        "",
+        "values",
+    ),
+    Bug(
+        "sums keep their scale when a larger exponent comes",
+        "parzen.cuh",
+        "fmaf(row[1 + s], expf((before - origin) * inverse_variance[s]), sum)",
+        "row[1 + s] + sum",
+        "values",
+    ),
+    Bug(
+        "what warps know of their rows is read before it is written",
+        "parzen.cuh",
+        "    known.at[i] = i % (1 + sigmas) == 0 ? -kInfinity : 0.f;\n  }\n  __syncwarp();\n",
+        "  }\n",
+        "values",
+    ),
+    Bug(
+        "the parts of a row keep their scales",
+        "parzen.cuh",
+        " * expf((parts[part * stride] - highest) * factor)",
+        "",
+        "values",
+    ),
+    Bug(
+        "any bad row will do",
+        "parzen.cuh",
+        "atomicMin(reinterpret_cast<Place*>(args.bad_row), static_cast<Place>(is_sample ? number : args.count + row));",
+        "*reinterpret_cast<Place*>(args.bad_row) = static_cast<Place>(is_sample ? number : args.count + row);",
+        "tsan",
+    ),
+    Bug(
+        "a tile of samples is met by two blocks",
+        "parzen.cuh",
+        "end = launch.tiles * (split + 1) / launch.splits;",
+        "end = min(launch.tiles * (split + 1) / launch.splits + 1, launch.tiles);",
+        "values",
+    ),
+    Bug(
+        "the last of equal pieces wins",
+        "maxout_linear.cuh",
+        "value > best ||",
+        "value >= best ||",
+        "values",
+    ),
+    Bug(
+        "units that do not exist are stored",
+        "maxout_linear.cuh",
+        "      if (unit >= units_left) continue;\n",
+        "",
+        "asan",
+    ),
+    Bug(
+        "rows beyond the last are stored",
+        "maxout_linear.cuh",
+        "        if (row >= rows_left) continue;\n",
+        "",
+        "asan",
+    ),
+    Bug(
+        "pieces of another unit",
+        "maxout_linear.cuh",
+        "column.unit * kPieces + column.piece",
+        "column.unit + column.piece",
+        "values",
+    ),
+    Bug(
+        "inputs of the next row one by one",
+        "maxout_linear.cuh",
+        "valid && place + e < args.in",
+        "valid",
+        "asan",
+    ),
+    Bug(
+        "inputs of the next row in chunks",
+        "maxout_linear.cuh",
+        "valid && place < args.in",
+        "valid",
+        "asan",
+    ),
+    Bug(
+        "all units of a warp have the pieces of the first eight",
+        "maxout_linear.cuh",
+        "[group * kPieces + p]",
+        "[p]",
+        "values",
+    ),
 ]
 
 OPS = (
@@ -847,6 +1016,8 @@ OPS = (
     EmulatedImageConv,
     EmulatedPackCodes,
     EmulatedFirstOccurrence,
+    EmulatedParzen,
+    EmulatedMaxout,
 )
 
 Failures = type[Exception] | tuple[type[Exception], ...]
@@ -862,7 +1033,7 @@ CHECKS: dict[str, tuple[str, Callable[[Emulated], None], Failures]] = {
 
 def plant(bug: Bug, folder: Path) -> Path:
     """A copy of the kernels with the bug; a part of them, to compile it sooner: float32 alone and no
-    smooth activation of bn_act, bfloat16 alone of the convolutions. Images are shared by two blocks."""
+    smooth activation of bn_act, bfloat16 alone of the convolutions. Images and samples are shared by two blocks."""
     kernels = folder / bug.name.replace(" ", "_").replace(",", "") / "cuda"
     shutil.copytree(KERNELS, kernels)
     for shared in KERNELS.parent.glob("*.h"):
@@ -886,6 +1057,7 @@ def plant(bug: Bug, folder: Path) -> Path:
         # two blocks: then a few images are several runs for each
         ("conv.cu", "kImageBlocks = 396;", "kImageBlocks = 2;"),
         ("conv.cu", "kTargetBlocks / call.tiles()))", "2 / call.tiles()))"),
+        ("parzen.cu", "kWantedBlocks = 264;", "kWantedBlocks = 2;"),
     ):
         source = (kernels / name).read_text()
         assert whole in source
