@@ -33,9 +33,11 @@ CPU_KERNELS = {
                 "bn_act",
                 "first_occurrence",
                 "gemm",
+                "maxout_linear",
                 "near_duplicates",
                 "pack_codes",
                 "parzen",
+                "plane_bias_act",
                 "winograd_kernels",
                 "winograd_weight_grad",
             )

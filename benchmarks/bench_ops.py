@@ -16,6 +16,7 @@ import torch
 from contenders import DTYPES, Operands, operands, ours, plain
 from layers import FORWARD, INPUT_GRAD, NETS, WEIGHT_GRAD, Layer, distinct
 
+from dcgan_fast import functional, reference
 from dcgan_fast.bench import Row
 
 PASSES = ("forward", "forward+backward")
@@ -108,6 +109,77 @@ def forward_and_backward(
     layer: Layer, function: Callable[..., torch.Tensor], given: Operands
 ) -> tuple[torch.Tensor, ...]:
     return torch.autograd.grad(function(layer, given), given.leaves(layer), given.grad)
+
+
+# The maps to which labels are added, and how many patterns of rows and columns: D's first layer and G's last two of
+# cgan-dcgan, and a layer of 256x256 images.
+PLANES = [
+    ((128, 64, 14, 14), 3, "leaky_relu"),
+    ((128, 64, 14, 14), 5, "none"),
+    ((128, 1, 28, 28), 5, "sigmoid"),
+    ((16, 64, 128, 128), 3, "leaky_relu"),
+]
+
+
+@pytest.mark.parametrize("passes", PASSES)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape, patterns, activation", PLANES)
+def test_plane_bias_act(
+    shape: tuple[int, ...],
+    patterns: int,
+    activation: str,
+    dtype: str,
+    passes: str,
+    small: bool,
+    compare,
+) -> None:
+    """In place, as the layers call it. PyTorch's: the biases spread over a map, an addition, the activation."""
+    n, c, h, w = (2, 4, 6, 6) if small else shape
+    stream = torch.Generator().manual_seed(0)
+    maps, grad = (
+        torch.randn(n, c, h, w, generator=stream)
+        .to(DTYPES[dtype])
+        .to(memory_format=torch.channels_last)
+        for _ in range(2)
+    )
+    bias = torch.randn(n, c, patterns, patterns, generator=stream).to(DTYPES[dtype])
+    of_pixels = torch.arange(h) % patterns, torch.arange(w) % patterns
+    backward = passes != "forward"
+
+    def contender(module) -> Callable[[], tuple[torch.Tensor, ...]]:
+        given, of_patterns = maps.clone().requires_grad_(backward), bias.clone().requires_grad_()
+
+        def run() -> tuple[torch.Tensor, ...]:
+            with torch.set_grad_enabled(backward):
+                # a copy in place of the convolution that makes the map, for all contenders
+                output = module.plane_bias_act(
+                    given.clone(), of_patterns, *of_pixels, activation=activation, inplace=True
+                )
+            if not backward:
+                return (output,)
+            return torch.autograd.grad(output, [given, of_patterns], grad)
+
+        return run
+
+    moved = 2 if not backward else 3 if activation == "none" else 5
+    compare(
+        {"ours": contender(functional), "eager": contender(reference)},
+        Row(
+            table="plane_bias_act",
+            case={
+                "maps": "x".join(map(str, (n, c, h, w))),
+                "patterns": f"{patterns}x{patterns}",
+                "activation": activation,
+                "dtype": dtype,
+                "passes": passes,
+            },
+            dtype=dtype,
+            seconds={},
+            gflop=0.0,
+            gigabytes=(moved + 2) * maps.nbytes / 1e9,
+        ),
+        agree=partial(_check_agreement, DTYPES[dtype]),
+    )
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)

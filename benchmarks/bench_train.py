@@ -13,12 +13,14 @@ from layers import FORWARD, INPUT_GRAD, NETS, SMALL, SMALL_BATCH, WEIGHT_GRAD, l
 from race import Contender
 from torch import nn
 from torch.optim import Adam
+from torch.utils.flop_counter import FlopCounterMode
 from training_loops import BETAS, LEARNING_RATE, Autocast, ExampleLoop, TunedLoop
 
 from dcgan_fast import models, unfuse
 from dcgan_fast.bench import Row
 from dcgan_fast.training.step import AdversarialStep
 
+CONDITIONAL = [("cgan-dcgan", {}, 128), ("cgan-dcgan-64", {"image_size": 64, "nc": 3}, 64)]
 CASES = [("pytorch-64", 128), ("pytorch-64", 32), ("pytorch-32", 128), ("newmu-64", 128)]
 MOST_ROUNDS, FEWEST_ROUNDS = 15, 5
 
@@ -79,8 +81,69 @@ def test_step(net: str, batch: int, dtype: str, small: bool, compare) -> None:
     )
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("net, overrides, batch", CONDITIONAL, ids=[c[0] for c in CONDITIONAL])
+def test_conditional_step(
+    net: str, overrides: dict[str, object], batch: int, dtype: str, small: bool, compare
+) -> None:
+    """Against explicit concatenation: what ``unfuse`` makes of the same networks, in both memory formats.
+
+    Bytes are not counted.
+    """
+    batch = SMALL_BATCH if small else batch
+    torch.manual_seed(0)
+    widths = {**SMALL, "ngfc": 16, "ndfc": 16} if small else {}
+    pair = models.build("cgan-dcgan", **overrides, **widths)
+    generator = pair[0]
+    real = torch.rand(batch, generator.nc, generator.image_size, generator.image_size)
+    labels = torch.arange(batch) % generator.classes
+    autocast: Autocast = nullcontext
+    if dtype == "bfloat16":
+        autocast = partial(torch.autocast, "cpu", dtype=torch.bfloat16)
+
+    def tuned(layout: torch.memory_format, compiled: bool = False) -> Contender:
+        plain = [unfuse(network).to(memory_format=layout) for network in pair]
+        if compiled:
+            plain = [torch.compile(network, dynamic=False) for network in plain]
+        images = real.contiguous(memory_format=layout)
+        return TunedLoop(*plain, images, generator.nz, autocast, labels)
+
+    last = torch.channels_last
+    fused = [copy.deepcopy(network).to(memory_format=last) for network in pair]
+    contenders = {
+        "ours": _ours(*fused, real.contiguous(memory_format=last), autocast, labels),
+        "tuned": tuned(last),
+        "contiguous": tuned(torch.contiguous_format),
+    }
+    if not small:
+        torch._dynamo.reset()
+        contenders["tuned, compiled"] = tuned(last, compiled=True)
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        on_meta = [unfuse(network).to("meta") for network in pair]
+        TunedLoop(*on_meta, real.to("meta"), generator.nz, nullcontext, labels.to("meta"))()
+    compare(
+        contenders,
+        Row(
+            table="train",
+            case={"net": net, "batch": str(batch), "dtype": dtype},
+            dtype=dtype,
+            seconds={},
+            skipped={"tuned, compiled": "left out of --small"} if small else {},
+            images=batch,
+            gflop=counter.get_total_flops() / 1e9,
+            gigabytes=0.0,
+        ),
+        least=FEWEST_ROUNDS,
+        most=MOST_ROUNDS,
+    )
+
+
 def _ours(
-    generator: nn.Module, discriminator: nn.Module, real: torch.Tensor, autocast: Autocast
+    generator: nn.Module,
+    discriminator: nn.Module,
+    real: torch.Tensor,
+    autocast: Autocast,
+    labels: torch.Tensor | None = None,
 ) -> Contender:
     def adam(network: nn.Module) -> Adam:
         return Adam(network.parameters(), lr=LEARNING_RATE, betas=BETAS, fused=True)
@@ -88,7 +151,13 @@ def _ours(
     step = AdversarialStep(
         generator, discriminator, adam(generator), adam(discriminator), autocast=autocast
     )
-    return lambda: step(real, lambda: generator.sample_latent(len(real)))
+    if labels is None:
+        return lambda: step(real, lambda: generator.sample_latent(len(real)))
+
+    def draw() -> tuple[torch.Tensor, torch.Tensor]:
+        return generator.sample_latent(len(labels)), labels[torch.randperm(len(labels))]
+
+    return lambda: step((real, labels), draw)
 
 
 def _with_sigmoid(networks: tuple[nn.Module, nn.Module]) -> tuple[nn.Module, nn.Module]:

@@ -67,7 +67,8 @@ class ExampleLoop:
 class TunedLoop:
     """What PyTorch alone can make of it: nothing computed twice or in vain, fused Adam, no waiting for a log.
 
-    The caller chooses the memory format (channels_last) and whether the networks are compiled.
+    The caller chooses the memory format (channels_last) and whether the networks are compiled. With
+    ``labels``, one for each real image, the networks are called with labels too; those of the fakes are drawn.
     """
 
     def __init__(
@@ -77,33 +78,36 @@ class TunedLoop:
         real: Tensor,
         nz: int,
         autocast: Autocast,
+        labels: Tensor | None = None,
     ) -> None:
         self.generator, self.discriminator = generator, discriminator
         self.real, self.nz, self.autocast = real, nz, autocast
+        self.labels = () if labels is None else (labels,)
         self.d_weights = list(discriminator.parameters())
         self.adam_d = Adam(self.d_weights, lr=LEARNING_RATE, betas=BETAS, fused=True)
         self.adam_g = Adam(generator.parameters(), lr=LEARNING_RATE, betas=BETAS, fused=True)
 
-    def _learn(self, images: Tensor, label: float) -> Tensor:
+    def _learn(self, images: Tensor, labels: tuple[Tensor, ...], target: float) -> Tensor:
         with self.autocast():
-            logits = self.discriminator(images)
+            logits = self.discriminator(images, *labels)
         logits = logits.float()
-        loss = F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, label))
+        loss = F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, target))
         loss.backward()
         return loss.detach()
 
     def __call__(self) -> tuple[Tensor, Tensor]:
         self.adam_d.zero_grad(set_to_none=True)
-        loss_d = self._learn(self.real, 1.0)
+        loss_d = self._learn(self.real, self.labels, 1.0)
+        drawn = tuple(labels[torch.randperm(len(labels))] for labels in self.labels)
         with self.autocast():
-            fake = self.generator(torch.randn(len(self.real), self.nz))
-        loss_d = loss_d + self._learn(fake.detach(), 0.0)
+            fake = self.generator(torch.randn(len(self.real), self.nz), *drawn)
+        loss_d = loss_d + self._learn(fake.detach(), drawn, 0.0)
         self.adam_d.step()
 
         self.adam_g.zero_grad(set_to_none=True)
         for weight in self.d_weights:
             weight.requires_grad_(False)
-        loss_g = self._learn(fake, 1.0)
+        loss_g = self._learn(fake, drawn, 1.0)
         for weight in self.d_weights:
             weight.requires_grad_(True)
         self.adam_g.step()

@@ -30,6 +30,8 @@
 #define CONV "int[2] stride, int[2] padding, "
 #define CONV_TRANSPOSE CONV "int[2] output_padding, "
 #define CONV_EITHER CONV_TRANSPOSE "bool transposed, "
+#define PLANES "Tensor bias, Tensor rows, Tensor columns, "
+#define PATTERNS "Tensor rows, Tensor columns, int row_patterns, int column_patterns, "
 
 TORCH_LIBRARY(dcgan_fast, m) {
   m.def("bn_act(Tensor input, " BN_TENSORS ACT ", " BN_OPTIONS ") -> Tensor");
@@ -57,6 +59,19 @@ TORCH_LIBRARY(dcgan_fast, m) {
   m.def("conv_transpose_act(Tensor input, Tensor weight, Tensor? bias, " CONV_TRANSPOSE ACT ") -> Tensor");
   m.def("conv_act_forward(Tensor input, Tensor weight, Tensor? bias, " CONV_EITHER ACT ") -> Tensor");
 
+  m.def("maxout_linear(Tensor input, Tensor weight, Tensor? bias) -> Tensor");
+  m.def("maxout_linear_forward(Tensor input, Tensor weight, Tensor? bias, bool save) -> (Tensor output, Tensor winner)");
+  m.def("maxout_linear_backward(Tensor grad, Tensor input, Tensor weight, Tensor winner, bool[3] output_mask)"
+        " -> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias)");
+
+  m.def("plane_bias_act(Tensor input, " PLANES ACT ") -> Tensor");
+  m.def("plane_bias_act_(Tensor(a!) input, " PLANES ACT ") -> Tensor(a!)");
+  m.def("plane_bias_act_forward(Tensor input, " PLANES ACT ") -> Tensor");
+  m.def("plane_bias_act_forward_(Tensor(a!) input, " PLANES ACT ") -> ()");
+  m.def("plane_bias_act_backward(Tensor grad, Tensor output, " PATTERNS ACT
+        ", bool[2] output_mask) -> (Tensor grad_input, Tensor grad_bias)");
+  m.def("plane_bias_act_backward_(Tensor(a!) grad, Tensor output, " PATTERNS ACT ") -> Tensor grad_bias");
+
   m.def("pack_codes(Tensor activations, float threshold=0.0) -> Tensor");
   m.def("first_occurrence(Tensor codes) -> (Tensor keep, Tensor group, Tensor counts)");
   m.def("first_of_each(Tensor codes) -> Tensor");
@@ -74,7 +89,9 @@ TORCH_LIBRARY(dcgan_fast, m) {
 TORCH_LIBRARY_IMPL(dcgan_fast, Autograd, m) {
   for (const char* op : {"bn_act_forward", "bn_act_backward", "conv_bn_act_forward", "conv_bn_act_backward",
                          "conv_bn_act_backward_", "conv_act_forward", "conv_act_backward", "conv_act_backward_",
-                         "parzen_log_likelihood"}) {
+                         "maxout_linear_forward", "maxout_linear_backward",
+                         "plane_bias_act_forward", "plane_bias_act_forward_", "plane_bias_act_backward",
+                         "plane_bias_act_backward_", "parzen_log_likelihood"}) {
     m.impl(op, torch::autograd::autogradNotImplementedFallback());
   }
 }

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from . import __version__, build_info, models
 from .bench import load_run, report_markdown, write_report
+from .conditional import CONDITIONINGS
 from .convert import FORMATS, convert
 from .data import Dataset
 from .data.find import NAMES
@@ -36,6 +37,7 @@ from .training.config import DIGITS_WIDTH, EPOCHS, LOSS_OUTPUTS, STEPS_AT_LEAST
 from .visualize import image_grid, save_png, to_image
 
 _FIGURES = Path("benchmarks/results")  # where `make bench` puts them
+_IMAGES, _IMAGES_OF_A_CLASS = 64, 10  # that `sample` draws where nobody says how many
 _MOST_IMAGES = 1_000_000  # of one call of `sample`: their latents are held in memory at once
 
 
@@ -82,6 +84,8 @@ def _print_warning(message: Warning | str, *_: Any, **__: Any) -> None:
 def _train(resume: str | None = None, **settings: Any) -> int:
     _translate_examples_flags(settings)
     if resume is None:
+        if settings.get("conditional"):
+            settings.setdefault("preset", "cgan-dcgan")
         trainer = Trainer(TrainConfig(**settings))
     else:
         # Without a path, --out and --name say where the run is; they cannot change it.
@@ -109,8 +113,9 @@ def _summary(trainer: Trainer) -> str:
     removed = (
         f" ({trainer.dataset.removed:,} near-duplicates removed)" if trainer.config.dedup else ""
     )
+    classes = f" of {trainer.classes} classes" if trainer.classes else ""
     return (
-        f"{trainer.dataset.name}: {count:,} images of {'x'.join(map(str, shape))}{removed}; "
+        f"{trainer.dataset.name}: {count:,} images of {'x'.join(map(str, shape))}{removed}{classes}; "
         f"{trainer.config.preset}: {_weights(trainer.generator):,} + "
         f"{_weights(trainer.discriminator):,} weights; "
         f"{trainer.epochs} epochs of {trainer.steps_per_epoch} steps on {trainer.device}"
@@ -146,6 +151,7 @@ def _sample(
     checkpoint: str,
     n: int | None,
     seeds: list[int] | None,
+    labels: list[int] | None,
     images: bool,
     bn: str | None,
     out: str | None,
@@ -156,33 +162,63 @@ def _sample(
     generator, _, content = load_networks(checkpoint)
     if generator is None:
         raise UserError(f"{checkpoint} holds no generator")
-    assert isinstance(generator, models.Generator)
+    assert isinstance(generator, models.LatentNetwork)
     generator.to(pick_device(device))
-    chosen = _choose_seeds(n, seeds)
-    pictures = models.generate(
-        generator, _latents_of(generator, chosen), bn=bn or content.get("bn", "running")
-    )
+    classes = _choose_classes(generator, labels)
+    chosen = _choose_seeds(n, seeds, _IMAGES_OF_A_CLASS if len(classes) > 1 else _IMAGES)
+    if len(chosen) * max(len(classes), 1) > _MOST_IMAGES:
+        raise UserError(
+            f"at most {_MOST_IMAGES:,} images, got {len(chosen)} of {len(classes)} classes"
+        )
+    latents = _latents_of(generator, chosen)
+    names = [f"seed_{seed:06d}" for seed in chosen]
+    of_class = None
+    if classes:
+        names = [f"class_{label:03d}_{name}" for label in classes for name in names]
+        latents = latents.repeat(len(classes), 1)
+        of_class = torch.tensor(classes).repeat_interleave(len(chosen))
+    if len(classes) > 1:
+        columns = columns or len(chosen)  # a row a class
+    pictures = models.generate(generator, latents, of_class, bn=bn or content.get("bn", "running"))
+    value_range = generator.output_range
     if images:
         folder = make_folder(out or "samples")
-        for seed, picture in zip(chosen, pictures, strict=True):
-            save_png(to_image(picture), folder / f"seed_{seed:06d}.png")
-        print(f"{folder}: {len(chosen)} images")
+        for name, picture in zip(names, pictures, strict=True):
+            save_png(to_image(picture, value_range=value_range), folder / f"{name}.png")
+        print(f"{folder}: {len(names)} images")
     else:
         path = Path(out or "samples.png")
-        save_png(image_grid(pictures, columns=columns, scale=scale), path)
-        print(f"{path}: a grid of {len(chosen)} images")
+        grid = image_grid(pictures, columns=columns, scale=scale, value_range=value_range)
+        save_png(grid, path)
+        print(f"{path}: a grid of {len(names)} images")
     return 0
 
 
-def _choose_seeds(n: int | None, seeds: list[int] | None) -> list[int]:
+def _choose_classes(generator: models.LatentNetwork, labels: list[int] | None) -> list[int]:
+    """The classes to draw: the given ones, all that a conditional generator has, none of another."""
+    if labels is None:
+        return list(range(generator.classes))
+    if not generator.classes:
+        raise UserError(
+            "--class is for a generator that was trained with labels (train --conditional)"
+        )
+    wrong = [label for label in labels if label >= generator.classes]
+    if wrong:
+        raise UserError(
+            f"--class must be from 0 to {generator.classes - 1}, the classes of the generator, got {wrong[0]}"
+        )
+    return labels
+
+
+def _choose_seeds(n: int | None, seeds: list[int] | None, default: int) -> list[int]:
     """``n`` seeds: the given ones first, then those that follow the last."""
-    chosen = seeds or list(range(64 if n is None else n))
+    chosen = seeds or list(range(default if n is None else n))
     if n is None:
         return chosen
     return (chosen + [chosen[-1] + step for step in range(1, n - len(chosen) + 1)])[:n]
 
 
-def _latents_of(generator: models.Generator, seeds: Sequence[int]) -> Tensor:
+def _latents_of(generator: models.LatentNetwork, seeds: Sequence[int]) -> Tensor:
     """One latent vector a seed, each from a random stream of its own."""
     rows = [
         generator.sample_latent(1, generator=torch.Generator().manual_seed(seed)) for seed in seeds
@@ -496,6 +532,18 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"networks and training loop: {', '.join(models.PRESETS)} (default: {default.preset})",
     )
     add(
+        "--conditional",
+        action="store_true",
+        help="networks that take the labels of the data, with which one asks for a class (default preset then: "
+        "cgan-dcgan)",
+    )
+    add(
+        "--conditioning",
+        choices=CONDITIONINGS,
+        help="the label beside every layer's input, or as a learnt vector: embedding and projection (default: the "
+        "preset's, concat)",
+    )
+    add(
         "--nz",
         type=int,
         metavar="N",
@@ -637,7 +685,19 @@ def _sample_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "checkpoint", metavar="CHECKPOINT", help="a checkpoint, a run folder, or a bare generator"
     )
-    parser.add_argument("-n", type=_image_count, metavar="N", help="how many images (default: 64)")
+    parser.add_argument(
+        "-n",
+        type=_image_count,
+        metavar="N",
+        help="how many images, of each class where there are several (default: 64; of several classes 10 each)",
+    )
+    parser.add_argument(
+        "--class",
+        dest="labels",
+        type=_classes,
+        metavar="LIST",
+        help="3, 0,2,5 or 0-9: these classes, a row of the grid each (default: all of a conditional generator)",
+    )
     parser.add_argument(
         "--seeds",
         type=_seeds,
@@ -792,17 +852,25 @@ def _image_count(text: str) -> int:
 
 
 def _seeds(text: str) -> list[int]:
+    return _numbers(text, "seeds")
+
+
+def _classes(text: str) -> list[int]:
+    return _numbers(text, "classes")
+
+
+def _numbers(text: str, what: str) -> list[int]:
     """``1,2,3`` and ``1-10`` and mixtures of the two."""
-    seeds: list[int] = []
+    numbers: list[int] = []
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
         if first > last or last >= 2**63:
-            raise argparse.ArgumentTypeError(f"seeds look like 1,2,3 or 1-10, got '{text}'")
-        if last - first >= _MOST_IMAGES - len(seeds):
-            raise argparse.ArgumentTypeError(f"at most {_MOST_IMAGES:,} seeds, got '{text}'")
-        seeds += range(first, last + 1)
-    return seeds
+            raise argparse.ArgumentTypeError(f"{what} look like 1,2,3 or 1-10, got '{text}'")
+        if last - first >= _MOST_IMAGES - len(numbers):
+            raise argparse.ArgumentTypeError(f"at most {_MOST_IMAGES:,} {what}, got '{text}'")
+        numbers += range(first, last + 1)
+    return numbers
 
 
 def _save_every(text: str) -> dict[str, float]:

@@ -6,8 +6,9 @@ convolution's operands and leaves the parameters of the normalisation alone. Inp
 the result keeps the format that PyTorch's own ops would give. Statistics are accumulated in float32 (float64 for
 float64) as mean and squared deviations, and do not depend on the number of threads.
 
-CPU tensors, and CUDA tensors where the CUDA half was built, run the kernels of this library; any other device, and a
-``process_group``, run :mod:`dcgan_fast.reference`. :func:`dcgan_fast.build_info` tells which.
+CPU tensors, and CUDA tensors where the CUDA half was built, run the kernels of this library (:func:`maxout_linear`: CPU
+tensors alone); any other device, and a ``process_group``, run :mod:`dcgan_fast.reference`.
+:func:`dcgan_fast.build_info` tells which.
 """
 
 from __future__ import annotations
@@ -22,7 +23,15 @@ from torch import Tensor
 
 from . import _C, reference
 
-__all__ = ["bn_act", "conv_act", "conv_bn_act", "conv_transpose_act", "conv_transpose_bn_act"]
+__all__ = [
+    "bn_act",
+    "conv_act",
+    "conv_bn_act",
+    "conv_transpose_act",
+    "conv_transpose_bn_act",
+    "maxout_linear",
+    "plane_bias_act",
+]
 
 IntOrPair = int | tuple[int, int]
 P = ParamSpec("P")
@@ -300,6 +309,71 @@ def conv_transpose_act(
     )
 
 
+@_where_served
+def maxout_linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``max over p of (input @ weight[o, p] + bias[o, p])`` for each unit ``o``: a maxout layer.
+
+    Of equal pieces the first wins, and has the whole gradient, as in ``torch.max(dim)`` (``torch.amax`` shares it out).
+    Backward keeps a byte for each output, which piece won; in float32 the pieces are never stored, and backward spends
+    its multiplications on the winners alone. On CUDA neither are they, of 2 to 5 pieces in all dtypes but float64; there
+    backward is PyTorch's product with a matrix of the gradients at the winners.
+
+    Args:
+        input: ``(..., in)``, float32, bfloat16, float16 or float64.
+        weight: ``(out, pieces, in)`` of input's dtype (under autocast both are cast), with 1 to 256 pieces.
+        bias: ``(out, pieces)`` of input's dtype, or float32 where that is narrower, or None.
+
+    Returns:
+        ``(..., out)``, contiguous, of input's dtype.
+
+    Raises:
+        ValueError: a shape or device is wrong.
+        TypeError: a dtype is wrong.
+
+    Source: Goodfellow et al. 2013, Maxout Networks, section 3.
+    """
+    return _ops.maxout_linear(input, weight, bias)
+
+
+@_where_served
+def plane_bias_act(
+    input: Tensor,
+    bias: Tensor,
+    rows: Tensor,
+    columns: Tensor,
+    *,
+    activation: str = "none",
+    negative_slope: float = 0.2,
+    inplace: bool = False,
+) -> Tensor:
+    """``activation(input[n, c, h, w] + bias[n, c, rows[h], columns[w]])``: what constant planes beside a convolution's
+    input add to its output (:mod:`dcgan_fast.labels`).
+
+    Keeps only its result for backward, and nothing without an activation. CUDA has no kernel for it yet: PyTorch's own
+    ops run there.
+
+    Args:
+        input: ``(N, C, H, W)``, float32, bfloat16, float16 or float64.
+        bias: ``(N, C, R, S)`` of input's dtype, or float32 where that is narrower: one for each image, channel, pattern
+            of rows and pattern of columns.
+        rows: ``(H,)``, int64: the pattern of each row, from 0 to R - 1.
+        columns: ``(W,)``, int64: the pattern of each column, from 0 to S - 1.
+        activation, negative_slope: as in :func:`bn_act`.
+        inplace: write the result over ``input``, which whoever computed it must not need (``conv_act`` without an
+            activation does not). Not done for a negative ``negative_slope``: its derivative needs more than the result.
+
+    Returns:
+        A tensor of input's shape, dtype and memory format; ``input`` itself where that was overwritten.
+
+    Raises:
+        ValueError: a shape, device or value is wrong.
+        TypeError: a dtype is wrong.
+    """
+    over_input = inplace and not (activation == "leaky_relu" and negative_slope < 0)
+    op = _ops.plane_bias_act_ if over_input else _ops.plane_bias_act
+    return op(input, bias, rows, columns, activation, negative_slope)
+
+
 # ---------------------------------------------------------------- shapes without data
 #
 # Fake kernels of the registered halves: what torch.compile and export need to know. The public ops
@@ -474,3 +548,64 @@ def _(  # type: ignore[no-untyped-def]
         1,
         output_mask,  # fmt: skip
     )
+
+
+@torch.library.register_fake("dcgan_fast::maxout_linear_forward")
+def _(input, weight, bias, save):  # type: ignore[no-untyped-def]
+    for name, tensor in {"weight": weight, "bias": bias}.items():
+        torch._check_value(
+            tensor is None or tensor.device == input.device,
+            lambda: f"{name!r} must be on input's device ({input.device}), got {tensor.device}",  # noqa: B023
+        )
+    output = input.new_empty((*input.shape[:-1], weight.size(0)))
+    winner_shape = output.shape if save else (0,)
+    return output, input.new_empty(winner_shape, dtype=torch.uint8)
+
+
+@torch.library.register_fake("dcgan_fast::maxout_linear_backward")
+def _(grad, input, weight, winner, output_mask):  # type: ignore[no-untyped-def]
+    shapes = (input.shape, weight.shape, weight.shape[:2])
+    return tuple(
+        input.new_empty(s) if m else None for s, m in zip(shapes, output_mask, strict=True)
+    )
+
+
+@torch.library.register_fake("dcgan_fast::plane_bias_act_forward")
+def _(input, bias, rows, columns, activation, negative_slope):  # type: ignore[no-untyped-def]
+    return torch.empty_like(_dense_maps(input))
+
+
+@torch.library.register_fake("dcgan_fast::plane_bias_act_forward_")
+def _(input, bias, rows, columns, activation, negative_slope):  # type: ignore[no-untyped-def]
+    return None
+
+
+def _of_patterns(output: Tensor, row_patterns: Any, column_patterns: Any) -> Tensor:
+    sizes = (output.size(0), output.size(1), row_patterns, column_patterns)
+    dtype = torch.float64 if output.dtype == torch.float64 else torch.float32
+    layout = torch.contiguous_format if output.is_contiguous() else torch.channels_last
+    return torch.empty(sizes, dtype=dtype, device=output.device, memory_format=layout)
+
+
+@torch.library.register_fake("dcgan_fast::plane_bias_act_backward")
+def _(  # type: ignore[no-untyped-def]
+    grad,
+    output,
+    rows,
+    columns,
+    row_patterns,
+    column_patterns,
+    activation,
+    negative_slope,
+    output_mask,  # fmt: skip
+):
+    maps = _dense_maps(output)
+    of_input = torch.empty_like(maps) if output_mask[0] else None
+    return of_input, _of_patterns(maps, row_patterns, column_patterns) if output_mask[1] else None
+
+
+@torch.library.register_fake("dcgan_fast::plane_bias_act_backward_")
+def _(  # type: ignore[no-untyped-def]
+    grad, output, rows, columns, row_patterns, column_patterns, activation, negative_slope
+):
+    return _of_patterns(_dense_maps(output), row_patterns, column_patterns)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 import torch.nn.modules.module as module_globals
@@ -19,6 +20,7 @@ from . import functional
 
 __all__ = [
     "FusedSequential",
+    "MaxoutLinear",
     "batch_norm_mode",
     "explain",
     "fuse",
@@ -45,7 +47,7 @@ _ACTIVATIONS = {
 
 
 @dataclass(frozen=True)
-class _Run:
+class Run:
     """Consecutive children that one call serves."""
 
     modules: Sequence[nn.Module]
@@ -76,21 +78,18 @@ class _Run:
             for module in self.modules:
                 input = module(input)
             return input
-        act = self.activation
-        activation = "none" if act is None else _ACTIVATIONS[type(act)]
-        slope = act.negative_slope if isinstance(act, nn.LeakyReLU) else 0.0
         conv, bn = self.convolution, self.normalisation
-        if conv is not None and _engines is not None:
-            _engines[conv] = _engines_of(conv, input)
+        if conv is not None:
+            watch_engines(conv, input, conv.weight)
         arguments: list[Tensor | None] = []
-        options: dict[str, object] = {"activation": activation, "negative_slope": slope}
+        options: dict[str, object] = {**activation_options(self.activation)}
         if conv is not None:
             arguments.append(conv.weight)
             options |= {"stride": conv.stride, "padding": conv.padding}
             if isinstance(conv, nn.ConvTranspose2d):
                 options["output_padding"] = conv.output_padding
         if bn is not None:
-            arguments += [bn.weight, bn.bias, *_running_statistics(bn)]
+            arguments += [*_gain_and_bias(bn, input), *_running_statistics(bn)]
             options |= {
                 "training": bn.training or bn.running_mean is None,
                 "momentum": bn.momentum,
@@ -102,24 +101,41 @@ class _Run:
         return getattr(functional, self.op)(input, *arguments, **options)
 
 
+def activation_options(module: nn.Module | None) -> dict[str, Any]:
+    """The arguments of the fused ops that stand for an activation."""
+    activation = "none" if module is None else _ACTIVATIONS[type(module)]
+    slope = module.negative_slope if isinstance(module, nn.LeakyReLU) else 0.0
+    return {"activation": activation, "negative_slope": slope}
+
+
 _engines: dict[nn.Module, str] | None = None  # what explain() watches while it runs a model
 
 
-def _engines_of(conv: nn.Conv2d | nn.ConvTranspose2d, input: Tensor) -> str:
-    """What runs a convolution's three directions, in words."""
+def watch_engines(conv: nn.Conv2d | nn.ConvTranspose2d, input: Tensor, weight: Tensor) -> None:
+    """Tells :func:`explain`, where it watches, what runs a convolution by ``weight`` in its three directions."""
+    if _engines is None:
+        return
     extra = conv.output_padding if isinstance(conv, nn.ConvTranspose2d) else (0, 0)
     names = torch.ops.dcgan_fast._convolution_engines(
         input,
-        conv.weight,
+        weight,
         conv.stride,
         conv.padding,
         extra,
         isinstance(conv, nn.ConvTranspose2d),
     )
-    if len(set(names)) == 1:
-        return names[0]
     directions = ("forward", "input gradient", "weight gradient")
-    return ", ".join(f"{d}: {n}" for d, n in zip(directions, names, strict=True))
+    several = ", ".join(f"{d}: {n}" for d, n in zip(directions, names, strict=True))
+    _engines[conv] = names[0] if len(set(names)) == 1 else several
+
+
+def _gain_and_bias(bn: _BatchNorm, input: Tensor) -> tuple[Tensor, Tensor]:
+    """Those of the module; one and zero of ``affine=False``."""
+    if bn.affine:
+        return bn.weight, bn.bias
+    wide = torch.float64 if input.dtype == torch.float64 else torch.float32
+    one = torch.ones(bn.num_features, dtype=wide, device=input.device)
+    return one, torch.zeros_like(one)
 
 
 def _running_statistics(bn: _BatchNorm) -> tuple[Tensor | None, Tensor | None]:
@@ -148,11 +164,8 @@ def _forward_by_groups(bn: nn.Module, input: Tensor) -> Tensor:
     return torch.cat([forward(part) for part in input.chunk(groups)])
 
 
-def _obstacle(module: nn.Module) -> str:
-    """Why ``module`` must run as itself; empty when a fused op may stand in for it."""
-    kind = type(module)
-    if kind not in _CONVOLUTIONS and kind not in _NORMALISATIONS and kind not in _ACTIVATIONS:
-        return f"{kind.__name__} is not part of a fused op"
+def why_watched(module: nn.Module) -> str:
+    """Why ``module`` must be called, whatever it is; empty when nobody but its class has a say in its forward."""
     if (
         module._forward_hooks
         or module._forward_pre_hooks
@@ -162,6 +175,16 @@ def _obstacle(module: nn.Module) -> str:
         return "has hooks"
     if ("_own_forward" if "_stat_groups" in vars(module) else "forward") in vars(module):
         return "its forward is replaced"
+    return ""
+
+
+def _obstacle(module: nn.Module) -> str:
+    """Why ``module`` must run as itself; empty when a fused op may stand in for it."""
+    kind = type(module)
+    if kind not in _CONVOLUTIONS and kind not in _NORMALISATIONS and kind not in _ACTIVATIONS:
+        return f"{kind.__name__} is not part of a fused op"
+    if watched := why_watched(module):
+        return watched
     if isinstance(module, _CONVOLUTIONS):
         if module.groups != 1:
             return f"groups={module.groups}"
@@ -170,16 +193,14 @@ def _obstacle(module: nn.Module) -> str:
         if module.padding_mode != "zeros" or isinstance(module.padding, str):
             return f"padding={module.padding!r}, padding_mode={module.padding_mode!r}"
     elif isinstance(module, _BatchNorm):
-        if not module.affine:
-            return "affine=False"
-        if module.bias is None:
+        if module.affine and module.bias is None:
             return "bias=False"
         if module.momentum is None:
             return "momentum=None"
     return ""
 
 
-def _plain_is_wanted(input: Tensor) -> bool:
+def plain_is_wanted(input: Tensor) -> bool:
     """Whether somebody watches or transforms the children: exporters, tracers, hooks, torch.func."""
     if (
         module_globals._global_forward_hooks
@@ -198,12 +219,23 @@ def _plain_is_wanted(input: Tensor) -> bool:
     )
 
 
-def _overwrites(modules: Sequence[nn.Module], i: int) -> bool:
-    """Whether the module at ``i`` works in place, which an op that keeps its result for backward cannot have."""
-    return i < len(modules) and bool(getattr(modules[i], "inplace", False))
+def activation_at(
+    modules: Sequence[nn.Module], i: int, *, result_is_kept: bool
+) -> nn.Module | None:
+    """The activation at ``i`` that the op before it can take over, if there is one.
+
+    An op that keeps its result for backward cannot have the module after it work in place.
+    """
+    act = modules[i] if i < len(modules) else None
+    if act is None or type(act) not in _ACTIVATIONS or _obstacle(act):
+        return None
+    overwritten = i + 1 < len(modules) and bool(getattr(modules[i + 1], "inplace", False))
+    if result_is_kept and isinstance(act, nn.LeakyReLU) and not act.inplace and overwritten:
+        return None
+    return act
 
 
-def _plan(modules: Sequence[nn.Module]) -> Iterator[_Run]:
+def plan(modules: Sequence[nn.Module]) -> Iterator[Run]:
     """Cuts a sequence into runs: [convolution] [batch norm] [activation] in this order, or one module by itself."""
     reasons = [_obstacle(module) for module in modules]
 
@@ -223,19 +255,12 @@ def _plan(modules: Sequence[nn.Module]) -> Iterator[_Run]:
         if isinstance(conv, _CONVOLUTIONS) and type(bn) in (nn.BatchNorm1d, nn.BatchNorm3d):
             bn = None
         i += bn is not None
-        act = at(i, _ACTIVATIONS) if i > start else None
-        if (
-            isinstance(act, nn.LeakyReLU)
-            and bn is None
-            and not act.inplace
-            and _overwrites(modules, i + 1)
-        ):
-            act = None
+        act = activation_at(modules, i, result_is_kept=bn is None) if i > start else None
         i += act is not None
         if i > start:
-            yield _Run(modules[start:i], conv, bn, act)  # type: ignore[arg-type]
+            yield Run(modules[start:i], conv, bn, act)  # type: ignore[arg-type]
         else:
-            yield _Run(
+            yield Run(
                 modules[i : i + 1],
                 reason=reasons[i]
                 or "an activation after no convolution or batch norm, or overwritten in place",
@@ -249,19 +274,27 @@ class FusedSequential(nn.Sequential):
     The children stay plain ``nn.Conv2d``, ``nn.ConvTranspose2d``, ``nn.BatchNorm1d/2d/3d``, ``nn.ReLU``,
     ``nn.LeakyReLU``, ``nn.Tanh``, ``nn.Sigmoid``: the state dict, initialisation by class name, ``.to()``, indexing are
     those of ``nn.Sequential``, and the result is the same to rounding. A child that no fused op equals (hooks, groups,
-    dilation, padding modes, ``affine=False``, ``momentum=None``, subclasses, any other module) runs as itself, as does
-    every child while the network is exported or traced (so that such graphs hold PyTorch's own ops alone), under
-    ``torch.func`` transforms and in forward-mode differentiation.
+    dilation, padding modes, ``momentum=None``, subclasses, any other module) runs as itself, as does every child while
+    the network is exported or traced (so that such graphs hold PyTorch's own ops alone), under ``torch.func``
+    transforms and in forward-mode differentiation.
     :func:`explain` shows what runs as what. The plan is made anew in each call (about a microsecond a child), so that
     hooks and replaced children are seen.
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        if _plain_is_wanted(input):
+        if plain_is_wanted(input):
             return super().forward(input)
-        for run in _plan(list(self)):
+        for run in self.runs():
             input = run(input)
         return input
+
+    def runs(self) -> Iterator[Run]:
+        """What one call serves, in order."""
+        return plan(list(self))
+
+
+# Each kind of sequence that runs its children one by one, and the kind that fuses them.
+FUSED: dict[type[nn.Sequential], type[nn.Sequential]] = {nn.Sequential: FusedSequential}
 
 
 def fuse(model: M, inplace: bool = False) -> M:
@@ -275,22 +308,85 @@ def fuse(model: M, inplace: bool = False) -> M:
     Returns:
         The fused model.
     """
-    return _reclass(model, nn.Sequential, FusedSequential, inplace)
+    return _reclass(model, FUSED, inplace)
 
 
 def unfuse(model: M, inplace: bool = False) -> M:
     """The inverse of :func:`fuse`: every :class:`FusedSequential` becomes a plain ``nn.Sequential``."""
-    return _reclass(model, FusedSequential, nn.Sequential, inplace)
+    return _reclass(model, {fused: plain for plain, fused in FUSED.items()}, inplace)
 
 
-def _reclass(model: M, old: type[nn.Module], new: type[nn.Module], inplace: bool) -> M:
+def _reclass(
+    model: M, kinds: Mapping[type[nn.Sequential], type[nn.Sequential]], inplace: bool
+) -> M:
     model = model if inplace else copy.deepcopy(model)
     for module in model.modules():
-        if type(module) is old:
-            module.__class__ = (
-                new  # FusedSequential adds no state, so the object is complete as it is
-            )
+        new = kinds.get(type(module))  # type: ignore[arg-type]
+        if new is not None:
+            module.__class__ = new  # which adds no state, so the object is complete as it is
     return model
+
+
+class MaxoutLinear(nn.Module):
+    """A layer of maxout units, each the largest of ``pieces`` linear functions of the input, on
+    :func:`dcgan_fast.functional.maxout_linear`.
+
+    Its state dict holds ``weight``, ``(out_features, pieces, in_features)``, and, if it has one, ``bias``,
+    ``(out_features, pieces)``, drawn as those of :class:`torch.nn.Linear` are: uniform within
+    ``1 / sqrt(in_features)`` of 0.
+
+    Args:
+        in_features: of the input's last dimension, at least 1.
+        out_features: units, at least 1.
+        pieces: of each unit, 1 to 256.
+        bias: whether each piece has one.
+        device, dtype: of the parameters.
+
+    Raises:
+        ValueError: a number is out of range.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        pieces: int,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        for name, size in (("in_features", in_features), ("out_features", out_features)):
+            if size < 1:
+                raise ValueError(f"MaxoutLinear(): {name!r} must be at least 1, got {size}")
+        if not 1 <= pieces <= 256:
+            raise ValueError(f"MaxoutLinear(): 'pieces' must be 1 to 256, got {pieces}")
+        self.in_features, self.out_features, self.pieces = in_features, out_features, pieces
+        self.weight = nn.Parameter(
+            torch.empty(out_features, pieces, in_features, device=device, dtype=dtype)
+        )
+        self.bias = (
+            nn.Parameter(torch.empty(out_features, pieces, device=device, dtype=dtype))
+            if bias
+            else None
+        )
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draws weight and bias anew."""
+        bound = self.in_features**-0.5
+        for parameter in self.parameters():
+            nn.init.uniform_(parameter, -bound, bound)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """``(..., in_features)`` to ``(..., out_features)``."""
+        return functional.maxout_linear(input, self.weight, self.bias)
+
+    def extra_repr(self) -> str:
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, "
+            f"pieces={self.pieces}, bias={self.bias is not None}"
+        )
 
 
 def explain(model: nn.Module, *inputs: Tensor) -> str:
@@ -313,12 +409,14 @@ def explain(model: nn.Module, *inputs: Tensor) -> str:
         if not isinstance(module, nn.Sequential):
             continue
         keys = iter(module._modules)  # one module may stand at several places
-        for run in _plan(list(module)):
+        fused = type(module) in FUSED.values()
+        runs: Iterator[Run] = cast(Any, module).runs() if fused else plan(list(module))
+        for run in runs:
             names = [next(keys) for _ in run.modules]
             seen.update(map(id, run.modules))
             if isinstance(run.modules[0], nn.Sequential):
                 continue  # has lines of its own
-            if type(module) is FusedSequential:
+            if fused:
                 verdict = f"dcgan_fast.{run.op}" if run.op else f"itself: {run.reason}"
                 if run.convolution in engines:
                     verdict += f" ({engines[run.convolution]})"
@@ -418,7 +516,25 @@ def stat_groups(model: nn.Module, groups: int) -> Iterator[None]:
             state.update(entries)
 
 
-def population_statistics(model: nn.Module, inputs: Iterable[Tensor]) -> None:
+@dataclass(frozen=True)
+class _Arguments:
+    """What a model is called with, past update_bn(), which would take the first of a tuple for all."""
+
+    values: tuple[Tensor, ...]
+
+
+class _Called(nn.Module):
+    """A model that takes :class:`_Arguments`."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, arguments: _Arguments) -> Tensor:
+        return self.model(*arguments.values)
+
+
+def population_statistics(model: nn.Module, inputs: Iterable[Tensor | tuple[Tensor, ...]]) -> None:
     """Sets the running statistics of every batch norm to their average over the batches ``inputs``.
 
     One forward pass per batch, without gradients. The estimate does not depend on momentum or on the order of the
@@ -426,8 +542,9 @@ def population_statistics(model: nn.Module, inputs: Iterable[Tensor]) -> None:
     they are unbiased, as PyTorch's running variances are.
 
     Args:
-        model: called as ``model(batch)`` for each batch, with batch norms (and dropout) in training mode.
-        inputs: batches of latents or images.
+        model: called as ``model(batch)`` for each batch, ``model(*batch)`` where that is a tuple, with batch norms (and
+            dropout) in training mode.
+        inputs: batches of latents or images, or tuples of them and their labels.
 
     Raises:
         ValueError: ``inputs`` holds no batch.
@@ -440,8 +557,10 @@ def population_statistics(model: nn.Module, inputs: Iterable[Tensor]) -> None:
             "population_statistics(): 'inputs' must hold at least one batch, got none"
         ) from None
 
-    def all_batches() -> Iterator[Tensor]:
-        yield first
-        yield from batches
+    def all_batches() -> Iterator[_Arguments]:
+        for batch in itertools.chain([first], batches):
+            yield _Arguments(batch if isinstance(batch, tuple) else (batch,))
 
-    update_bn(all_batches(), model)
+    was_training = model.training
+    update_bn(all_batches(), _Called(model))
+    model.train(was_training)

@@ -12,7 +12,15 @@ import torch.distributed.nn.functional as dist_nn
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["bn_act", "conv_act", "conv_bn_act", "conv_transpose_act", "conv_transpose_bn_act"]
+__all__ = [
+    "bn_act",
+    "conv_act",
+    "conv_bn_act",
+    "conv_transpose_act",
+    "conv_transpose_bn_act",
+    "maxout_linear",
+    "plane_bias_act",
+]
 
 IntOrPair = int | tuple[int, int]
 
@@ -214,3 +222,26 @@ def conv_transpose_act(
     :func:`dcgan_fast.functional.conv_transpose_act`."""
     z = F.conv_transpose2d(input, weight, bias, stride, padding, output_padding)
     return _activate(z, activation, negative_slope)
+
+
+def maxout_linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``max over pieces of linear(input)``; see :func:`dcgan_fast.functional.maxout_linear`."""
+    flat_bias = None if bias is None else bias.flatten()
+    pieces = F.linear(input, weight.flatten(0, 1), flat_bias).unflatten(-1, weight.shape[:2])
+    return pieces.max(-1).values  # of equals the first has the gradient, which amax would share out
+
+
+def plane_bias_act(
+    input: Tensor,
+    bias: Tensor,
+    rows: Tensor,
+    columns: Tensor,
+    *,
+    activation: str = "none",
+    negative_slope: float = 0.2,
+    inplace: bool = False,
+) -> Tensor:
+    """``activation(input + bias[:, :, rows][..., columns])``; see
+    :func:`dcgan_fast.functional.plane_bias_act`. ``inplace`` frees nothing here."""
+    of_pixels = bias.index_select(2, rows).index_select(3, columns)
+    return _activate((input + of_pixels).to(input.dtype), activation, negative_slope)

@@ -505,6 +505,68 @@ def test_sample_a_bare_state_dict(run: Path) -> None:
     assert (pixels("run.png") == pixels("generator.png")).all()
 
 
+# ------------------------------------------------------------------------------------ with labels
+
+
+@pytest.fixture(scope="module")
+def conditional_run(tmp_path_factory: pytest.TempPathFactory, cache: None) -> Path:
+    """A run with labels, of one step; not to be changed."""
+    out = tmp_path_factory.mktemp("runs")
+    flags = "--conditional --max-steps 1 --name run --out".split()
+    assert cli.main(["train", *TINY, *flags, str(out)]) == 0
+    return out / "run"
+
+
+def test_train_conditional(
+    conditional_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = load_checkpoint(conditional_run)
+    assert checkpoint["preset"] == "cgan-dcgan"
+    assert checkpoint["networks"]["discriminator"] == "ConditionalDiscriminator"
+    assert checkpoint["config"]["generator"]["classes"] == 10
+    argv = ["train", *TINY, "--conditional", "--conditioning", "projection", "--max-steps", "1"]
+    assert cli.main([*argv, "--out", str(tmp_path), "--name", "other"]) == 0
+    assert " of 10 classes; cgan-dcgan: " in capsys.readouterr().out
+    other = load_checkpoint(tmp_path / "other")
+    assert other["config"]["generator"]["conditioning"] == "projection"
+
+
+def test_sample_classes(conditional_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = str(conditional_run)
+    assert cli.main(["sample", run]) == 0
+    assert capsys.readouterr().out == "samples.png: a grid of 100 images\n"
+    assert pixels("samples.png").shape == (10 * 66 + 2, 10 * 66 + 2)  # a row a class
+    assert cli.main(["sample", run, "--class", "0-9", "--out", "all.png"]) == 0
+    assert (pixels("all.png") == pixels("samples.png")).all()
+    assert (
+        cli.main(["sample", run, "--class", "3", "-n", "10", "--columns", "10", "--out", "3.png"])
+        == 0
+    )
+    assert (np.abs(pixels("3.png")[:68] - pixels("all.png")[3 * 66 : 3 * 66 + 68]) <= 1).all()
+    assert (
+        cli.main(["sample", run, "--class", "7,2", "--seeds", "5-6", "--images", "--out", "some"])
+        == 0
+    )
+    names = [f"class_{label:03d}_seed_{seed:06d}.png" for label in (2, 7) for seed in (5, 6)]
+    assert sorted(os.listdir("some")) == names
+
+
+def test_bad_classes(error_of: Callable[..., str], conditional_run: Path, run: Path) -> None:
+    wrong = error_of("sample", conditional_run, "--class", "3,10")
+    assert wrong == "--class must be from 0 to 9, the classes of the generator, got 10"
+    assert "classes look like" in error_of("sample", conditional_run, "--class", "9-0")
+    assert "--class is for a generator" in error_of("sample", run, "--class", "3")
+    labels_missing = error_of("train", *TINY, "--conditional", "--preset", "newmu")
+    assert "needs a preset whose networks take labels (cgan-dcgan), got 'newmu'" in labels_missing
+
+
+def test_conditional_training_wants_labels(error_of: Callable[..., str], tmp_path: Path) -> None:
+    np.save(tmp_path / "unlabelled.npy", np.zeros((64, 16, 16), np.uint8))
+    flags = "--image-size 16 --ngf 4 --ndf 4 --conditional".split()
+    message = error_of("train", tmp_path / "unlabelled.npy", *flags)
+    assert "unlabelled has no labels, which conditional networks need: a folder" in message
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

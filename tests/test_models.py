@@ -19,7 +19,7 @@ from dcgan_fast.errors import UserError
 from dcgan_fast.models import Discriminator, Generator, build, generate
 from dcgan_fast.nn import population_statistics
 
-PRESETS = tuple(models.PRESETS)
+PRESETS = tuple(name for name, preset in models.PRESETS.items() if not preset.conditional)
 SIZES = (16, 32, 64, 128, 256)
 SMALL: dict[str, Any] = {"ngf": 2, "ndf": 2, "nz": 5}
 

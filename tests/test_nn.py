@@ -152,7 +152,7 @@ def test_global_hooks_see_every_child():
         ([nn.Conv2d(4, 4, 3, dilation=2), nn.ReLU()], "dilation=(2, 2)"),
         ([nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"), nn.ReLU()], "padding_mode='reflect'"),
         ([nn.Conv2d(4, 4, 3, padding="same"), nn.ReLU()], "padding='same'"),
-        ([nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4, affine=False), nn.ReLU()], "affine=False"),
+        ([nn.Conv2d(4, 4, 3, bias=False), nn.BatchNorm2d(4, affine=False), nn.ReLU()], "dcgan_fast.conv_bn_act"),
         ([nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4, momentum=None), nn.ReLU()], "momentum=None"),
         ([nn.Conv2d(4, 4, 3), nn.GELU()], "GELU is not part of a fused op"),
         ([nn.Conv2d(4, 4, 3), nn.Dropout(0.0), nn.ReLU()], "an activation after no convolution"),

@@ -38,6 +38,13 @@ def test_image_size(data: str, preset: str, size: int) -> None:
     assert TrainConfig(data=data, preset=preset).image_size == size
 
 
+def test_a_preset_with_labels_is_conditional() -> None:
+    assert TrainConfig(preset="cgan-dcgan").conditional and not TrainConfig().conditional
+    assert TrainConfig(conditional=True).conditional  # for networks of one's own
+    config = TrainConfig(preset="cgan-dcgan", conditioning="projection")
+    assert config.network_overrides() == {"conditioning": "projection"}
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_json_round_trip(preset: str) -> None:
     config = TrainConfig(preset=preset, ngf=8, amp="bf16", flip=True, save_steps=5)

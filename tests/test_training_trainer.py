@@ -197,6 +197,134 @@ def test_an_alternating_step_passes_over_every_other_batch() -> None:
     assert all(torch.equal(a, b) for a, b in zip(seen, everything[1::2], strict=True))
 
 
+# ------------------------------------------------------------------------------------ with labels
+
+
+@pytest.mark.parametrize("conditioning", ["concat", "projection"])
+def test_labels_reach_the_networks_in_every_dialect(conditioning: str) -> None:
+    for dialect in ("alternate", "joint_pass", "reuse_fake_output", None):
+        changes = {"alternate": False, **({dialect: True} if dialect else {})}
+        trainer = tiny_runs.trainer(preset="cgan-dcgan", conditioning=conditioning, **changes)
+        seen: dict[str, set[int]] = {"generator": set(), "discriminator": set()}
+        for role, labels in seen.items():
+            getattr(trainer, role).register_forward_pre_hook(
+                lambda _, inputs, labels=labels: labels.update(inputs[1].tolist())
+            )
+        trainer.fit()
+        assert seen == {"generator": {0, 1, 2}, "discriminator": {0, 1, 2}}, dialect
+        assert trainer.classes == trainer.generator.classes == 3
+        assert all(math.isfinite(value) for record in trainer.records for value in record.values())
+
+
+def test_real_images_come_with_their_labels() -> None:
+    """D is shown each image beside the label that the data has for it."""
+    trainer = tiny_runs.trainer(preset="cgan-dcgan", alternate=False)
+    data, seen = trainer.dataset, []
+    update = trainer._update
+    trainer._update = lambda real, draw: seen.append(real) or update(real, draw)
+    trainer.fit()
+    label_of = dict(zip((i.tobytes() for i in data.images), data.labels, strict=True))
+    for images, labels in seen:
+        pixels = (images * 255).round().to(torch.uint8).numpy()
+        assert [label_of[np.ascontiguousarray(i).tobytes()] for i in pixels] == labels.tolist()
+
+
+def test_drawn_labels_are_as_frequent_as_in_the_data() -> None:
+    images = np.zeros((64, 1, 16, 16), np.uint8)
+    labels = np.repeat([0, 2], [48, 16])
+    data = Dataset("uneven", images, labels)
+    trainer = Trainer(tiny_runs.config(preset="cgan-dcgan"), dataset=data)
+    drawn = torch.cat([trainer._draw()[1] for _ in range(100)])
+    assert trainer.classes == 3 and not (drawn == 1).any()
+    assert 0.7 < (drawn == 0).float().mean() < 0.8
+
+
+def test_a_grid_has_a_row_for_each_class(tmp_path: Path) -> None:
+    run = tiny_runs.trainer(tmp_path, preset="cgan-dcgan", nz=8).fit()
+    for picture in ("samples/epoch_0001.png", "real.png"):
+        with Image.open(run / picture) as image:
+            assert image.size == (8 * 66 + 2, 3 * 66 + 2), picture
+
+
+def test_of_many_classes_some_have_rows() -> None:
+    images = np.zeros((200, 1, 16, 16), np.uint8)
+    data = Dataset("many", images, np.arange(200) % 100)
+    trainer = Trainer(tiny_runs.config(preset="cgan-dcgan"), dataset=data)
+    shown = trainer._grid.classes
+    assert len(shown) == 32 and (shown[0], shown[-1]) == (0, 99)
+
+
+class OwnConditionalGenerator(nn.Module):
+    output_range = (0.0, 1.0)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.of_label = nn.Linear(8, 256), nn.Embedding(3, 256)
+
+    def forward(self, latent: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return (
+            (self.linear(latent.flatten(1)) + self.of_label(labels)).sigmoid().view(-1, 1, 16, 16)
+        )
+
+
+class OwnConditionalDiscriminator(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.of_label = nn.Linear(256, 1), nn.Embedding(3, 256)
+
+    def forward(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return self.linear(images.flatten(1) * self.of_label(labels)).flatten()
+
+
+def test_networks_of_ones_own_may_take_labels(tmp_path: Path) -> None:
+    networks = {
+        "generator": OwnConditionalGenerator(),
+        "discriminator": OwnConditionalDiscriminator(),
+    }
+    trainer = Trainer(
+        tiny_runs.config(tmp_path, conditional=True), dataset=tiny_runs.dataset(), **networks
+    )
+    run = trainer.fit()
+    checkpoint = load_checkpoint(run)
+    assert checkpoint["networks"]["generator"] == "OwnConditionalGenerator"
+    with Image.open(run / "samples/epoch_0001.png") as image:
+        assert image.size == (8 * 66 + 2, 3 * 66 + 2)
+
+
+@pytest.mark.parametrize(
+    ("labels", "changes", "message"),
+    [
+        (None, {"preset": "cgan-dcgan"}, "mine has no labels, which conditional networks need"),
+        ([0] * 32, {"preset": "cgan-dcgan"}, "mine has 1 class, conditional networks need 2"),
+        (
+            [0, 1] * 16,
+            {"conditional": True},
+            r"needs a preset whose .* \(cgan-dcgan\), got 'pytorch'",
+        ),
+    ],
+)
+def test_labels_that_are_missing(labels, changes: dict[str, object], message: str) -> None:
+    images = np.zeros((32, 1, 16, 16), np.uint8)
+    data = Dataset("mine", images, None if labels is None else np.array(labels))
+    with pytest.raises(UserError, match=message):
+        Trainer(tiny_runs.config(**changes), dataset=data)
+
+
+def test_networks_of_other_classes_are_refused() -> None:
+    small = {"image_size": 16, "ngf": 2, "ndf": 2, "ngfc": 2, "ndfc": 2, "nz": 8}
+    generator, discriminator = models.build("cgan-dcgan", classes=2, **small)
+    with pytest.raises(UserError, match="'generator' has 2 classes, noise has 3"):
+        Trainer(
+            tiny_runs.config(),
+            generator=generator,
+            discriminator=discriminator,
+            dataset=tiny_runs.dataset(),
+        )
+
+
+# ---------------------------------------------------------------------------------------- settings
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -312,7 +440,13 @@ def test_starting_weights(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"preset": "newmu", "nz": 100}, {"flip": True, "amp": "bf16"}]
+    "changes",
+    [
+        {},
+        {"preset": "newmu", "nz": 100},
+        {"flip": True, "amp": "bf16"},
+        {"preset": "cgan-dcgan", "alternate": False},
+    ],
 )
 @pytest.mark.parametrize("step", [1, 4, 6])
 def test_a_killed_run_continues_bit_for_bit(

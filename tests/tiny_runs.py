@@ -28,7 +28,7 @@ def one_thread() -> Iterator[None]:
 def dataset(count: int = 64, channels: int = 1, size: int = 16) -> Dataset:
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (count, channels, size, size), dtype=np.uint8)
-    return Dataset("noise", images)
+    return Dataset("noise", images, rng.integers(0, 3, count), ["one", "two", "three"])
 
 
 def config(out: Path | None = None, **changes: Any) -> TrainConfig:

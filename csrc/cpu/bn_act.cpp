@@ -18,6 +18,7 @@
 
 #include "activations.h"
 #include "moments.h"
+#include "vec_loops.h"
 
 namespace dcgan_fast::cpu::CPU_CAPABILITY {
 namespace {
@@ -148,14 +149,6 @@ struct Rows {
   }
 };
 
-// Calls f(i, count) for the vectors of [0, n), with All{} but for the last, which may be First{rest}.
-template <typename T, typename F>
-inline void for_vectors(int64_t n, F&& f) {
-  int64_t i = 0;
-  for (; i + lanes<T> <= n; i += lanes<T>) f(i, All{});
-  if (i < n) f(i, First{static_cast<int>(n - i)});
-}
-
 // Calls f(first row, rows, c, count) for blocks of kRows rows and vectors of channels.
 template <typename T, typename F>
 inline void for_blocks(int64_t begin, int64_t end, int64_t channels, F&& f) {
@@ -163,16 +156,6 @@ inline void for_blocks(int64_t begin, int64_t end, int64_t channels, F&& f) {
     const int64_t rows = std::min(kRows, end - r);
     for_vectors<T>(channels, [&](int64_t c, auto count) { f(r, rows, c, count); });
   }
-}
-
-// sum += value with the rounding error carried in `error` (Kahan): a chunk's sums are then as good as float64's.
-template <typename T, typename Count>
-VEC_INLINE void add_compensated(Acc<T>* sum, Acc<T>* error, const Vec<T>& value, Count count) {
-  const Vec<T> s = load_acc<T>(sum, count);
-  const Vec<T> y = value - load_acc<T>(error, count);
-  const Vec<T> t = s + y;
-  store_acc<T>(error, (t - s) - y, count);
-  store_acc<T>(sum, t, count);
 }
 
 // Three vectors of one value per channel, for each chunk, and a fourth to compute with.

@@ -11,9 +11,11 @@
 
 #include "bn_act.h"
 #include "first_occurrence.h"
+#include "maxout_linear.h"
 #include "near_duplicates.h"
 #include "pack_codes.h"
 #include "parzen.h"
+#include "plane_bias_act.h"
 #include "tile_conv.h"
 
 namespace dcgan_fast::cpu {
@@ -22,9 +24,11 @@ namespace dcgan_fast::cpu {
   namespace NAMESPACE {                                   \
   extern const BnActKernels bn_act;                       \
   extern const FirstOccurrenceKernels first_occurrence;   \
+  extern const MaxoutKernels maxout_linear;               \
   extern const NearDuplicatesKernels near_duplicates;     \
   extern const PackCodesKernels pack_codes;               \
   extern const ParzenKernels parzen;                      \
+  extern const PlaneBiasActKernels plane_bias_act;        \
   }
 
 DECLARE_KERNELS(DEFAULT)
@@ -83,9 +87,11 @@ const char* capability_name() {
 
 const BnActKernels& bn_act_kernels() { return BEST_OF_EACH(bn_act); }
 const FirstOccurrenceKernels& first_occurrence_kernels() { return BEST_OF_EACH(first_occurrence); }
+const MaxoutKernels& maxout_linear_kernels() { return BEST_OF_EACH(maxout_linear); }
 const NearDuplicatesKernels& near_duplicates_kernels() { return BEST_OF_EACH(near_duplicates); }
 const PackCodesKernels& pack_codes_kernels() { return BEST_OF_EACH(pack_codes); }
 const ParzenKernels& parzen_kernels() { return BEST_OF_EACH(parzen); }
+const PlaneBiasActKernels& plane_bias_act_kernels() { return BEST_OF_EACH(plane_bias_act); }
 
 #undef BEST_OF_EACH
 

@@ -69,7 +69,8 @@ uint64_t probe(const char* data, size_t bytes, size_t i) {
   return word;
 }
 
-// What a weight without gaps holds: its version, all bytes of a small one, probes of a larger one.
+// What a weight holds: its version, all bytes of a small one, probes of a larger one. Of a view with gaps (a part of the
+// input channels) also what lies in them: a change there packs the weight once more.
 class Contents {
  public:
   explicit Contents(const at::Tensor& weight) : version_(version_of(weight)) {
@@ -102,16 +103,16 @@ class Contents {
   }
 
   static std::pair<const char*, size_t> memory_of(const at::Tensor& weight) {
-    return {static_cast<const char*>(weight.const_data_ptr()), weight.nbytes()};
+    int64_t last = 0;
+    for (int64_t axis = 0; axis < weight.dim(); ++axis) last += (weight.size(axis) - 1) * weight.stride(axis);
+    return {static_cast<const char*>(weight.const_data_ptr()), (last + 1) * weight.element_size()};
   }
 
   uint32_t version_;
   std::vector<uint64_t> words_;
 };
 
-bool can_tell_changes(const at::Tensor& weight) {
-  return !weight.is_inference() && weight.is_non_overlapping_and_dense();
-}
+bool can_tell_changes(const at::Tensor& weight) { return !weight.is_inference(); }
 
 // ---------------------------------------------------------------- the cache
 

@@ -16,7 +16,7 @@ namespace dcgan_fast {
 // others (torch's fused Adam, `weight.data`, NumPy, another process) a fingerprint does: all bytes of a weight up to
 // 16 KB, of a larger one 8 bytes from each of 64 equal parts, which costs 0.3 us in cache and some 10 us out of it.
 // What it may miss is a write past autograd to less than a thirtieth of a large weight: see forget_packed_weight.
-// Inference tensors, which have no version counter, and views with gaps are packed at each call.
+// Inference tensors, which have no version counter, are packed at each call.
 //
 // `keep`: for later calls. Not worth its memory in a pass whose gradient is taken next, which forgets it; a packing that
 // is there serves such a pass too.

@@ -7,6 +7,8 @@ A checkpoint is ``torch.save`` of plain Python types and tensors; ``weights_only
 ``version``           1
 ``preset``            name of the preset the networks were built from
 ``config``            ``{"generator": {...}, "discriminator": {...}}``: what rebuilds the networks
+``networks``          (optional) of which class of :data:`dcgan_fast.models.NETWORKS` they are, by
+                      name and by role; Generator and Discriminator where it is missing
 ``generator``,        state dicts, with the keys of the plain PyTorch modules
 ``discriminator``
 ``bn``                (optional) default statistics for sampling: "running" or "batch"
@@ -143,16 +145,20 @@ def load_networks(
 
     checkpoint = load_checkpoint(path)
     networks: dict[str, nn.Module | None] = {"generator": None, "discriminator": None}
-    for role, network_class in (
-        ("generator", models.Generator),
-        ("discriminator", models.Discriminator),
-    ):
+    names = {"generator": "Generator", "discriminator": "Discriminator"}
+    names |= checkpoint.get("networks", {})
+    for role in networks:
         if role not in checkpoint:
             continue
         config = checkpoint["config"].get(role)
         if not config:
             raise UserError(
                 f"{path} holds a {role} that is not ours: build it and load checkpoint['{role}']"
+            )
+        network_class = models.NETWORKS.get(names[role])
+        if network_class is None:
+            raise UserError(
+                f"{path} holds a {role} of the class '{names[role]}', which this dcgan_fast does not have: update it"
             )
         try:
             network = network_class(**config)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..conditional import CONDITIONINGS
 from ..data.find import NAMES
 from ..errors import UserError
 from ..models import BN_MODES, PRESETS, training_defaults
@@ -53,6 +54,8 @@ class TrainConfig:
 
     # Networks
     preset: str = "pytorch"
+    conditional: bool = False  # networks with labels, those of the data; so with such a preset
+    conditioning: str | None = None  # None: the preset's; "concat" or "projection"
     nz: int | None = None  # None: the preset's
     ngf: int | None = None  # None: the preset's, on digits DIGITS_WIDTH
     ndf: int | None = None
@@ -97,6 +100,7 @@ class TrainConfig:
         if self.preset not in PRESETS:
             known = ", ".join(PRESETS)
             raise UserError(f"unknown preset '{self.preset}': the presets are {known}")
+        self.conditional = self.conditional or PRESETS[self.preset].conditional
         defaults = {"image_size": self._own_image_size(), **training_defaults(self.preset)}
         for item in dataclasses.fields(self):
             if "from_preset" in item.metadata and getattr(self, item.name) is None:
@@ -118,8 +122,9 @@ class TrainConfig:
             )
 
     def _own_image_size(self) -> int:
-        """32 for the small sets that have a name, the preset's own size for anything else."""
-        return 32 if self.data in NAMES else PRESETS[self.preset].shared.get("image_size", 64)
+        """The preset's own size; for the small sets that have a name at most 32."""
+        own: int = PRESETS[self.preset].setting("image_size")
+        return min(32, own) if self.data in NAMES else own
 
     @property
     def batches_per_step(self) -> int:
@@ -128,7 +133,12 @@ class TrainConfig:
 
     def network_overrides(self) -> dict[str, Any]:
         """The keyword arguments of :func:`dcgan_fast.models.build` that this run asks for."""
-        asked = {"nz": self.nz, "ngf": self.ngf, "ndf": self.ndf}
+        asked = {
+            "nz": self.nz,
+            "ngf": self.ngf,
+            "ndf": self.ndf,
+            "conditioning": self.conditioning,
+        }
         return {name: value for name, value in asked.items() if value is not None}
 
     def to_dict(self) -> dict[str, Any]:
@@ -201,6 +211,7 @@ _RULES: dict[str, _Rule] = {
     "nz": _whole(1),
     "ngf": _whole(1),
     "ndf": _whole(1),
+    "conditioning": _one_of(*CONDITIONINGS),
     "loss_output": _one_of(*LOSS_OUTPUTS),
     "epochs": _whole(1),
     "max_steps": _whole(1),

@@ -12,6 +12,7 @@ from torch.optim import Adam
 
 from .. import models
 from ..data import Dataset, prepare
+from ..errors import UserError
 from ..nn import unfuse
 from .checkpoint import load_state, load_weights
 from .config import TrainConfig
@@ -45,23 +46,53 @@ def load_data(config: TrainConfig) -> Dataset:
 
 def check_networks(config: TrainConfig) -> None:
     """Report settings that the networks cannot have before hours go into preparing the data."""
+    if config.conditional and not models.PRESETS[config.preset].conditional:
+        fitting = ", ".join(name for name, p in models.PRESETS.items() if p.conditional)
+        raise UserError(
+            f"'conditional' needs a preset whose networks take labels ({fitting}), got '{config.preset}'"
+        )
     with torch.device("meta"):
-        _preset_networks(config, config.channels or 3)
+        _preset_networks(config, config.channels or 3, 2)
 
 
-def _preset_networks(config: TrainConfig, channels: int) -> tuple[nn.Module, nn.Module]:
+def count_classes(dataset: Dataset) -> int:
+    """How many labels the data set has, at least 2.
+
+    Raises:
+        UserError: it has no labels, or one.
+    """
+    if dataset.labels is None:
+        raise UserError(
+            f"{dataset.name} has no labels, which conditional networks need: a folder of images has them where they "
+            "lie in folders of their class, a .npz where it has an array 'labels'"
+        )
+    named = len(dataset.classes or ())
+    classes = max(named, int(dataset.labels.max(initial=-1)) + 1)
+    if classes < 2:
+        raise UserError(f"{dataset.name} has {classes} class, conditional networks need 2 at least")
+    return classes
+
+
+def _preset_networks(
+    config: TrainConfig, channels: int, classes: int
+) -> tuple[nn.Module, nn.Module]:
+    labelled = {"classes": classes} if models.PRESETS[config.preset].conditional else {}
     return models.build(
         config.preset,
         image_size=config.image_size,
         nc=channels,
         output=config.loss_output,
+        **labelled,
         **config.network_overrides(),
     )
 
 
-def build_networks(config: TrainConfig, channels: int) -> tuple[nn.Module, nn.Module]:
-    """Generator and discriminator with their starting weights, drawn or from the files given."""
-    networks = _preset_networks(config, channels)
+def build_networks(config: TrainConfig, channels: int, classes: int) -> tuple[nn.Module, nn.Module]:
+    """Generator and discriminator with their starting weights, drawn or from the files given.
+
+    ``classes`` counts where the preset's networks take labels.
+    """
+    networks = _preset_networks(config, channels, classes)
     starts = (("generator", config.init_generator), ("discriminator", config.init_discriminator))
     for network, (role, source) in zip(networks, starts, strict=True):
         if source is not None:
@@ -74,7 +105,7 @@ def build_networks(config: TrainConfig, channels: int) -> tuple[nn.Module, nn.Mo
 
 def config_of(network: nn.Module) -> dict[str, Any]:
     """What rebuilds a network of ours; nothing for one of another's."""
-    return network.config if isinstance(network, models.Generator | models.Discriminator) else {}
+    return network.config if type(network).__name__ in models.NETWORKS else {}  # type: ignore[return-value]
 
 
 def placed(network: nn.Module, device: torch.device, layout: torch.memory_format) -> nn.Module:

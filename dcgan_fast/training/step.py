@@ -23,11 +23,20 @@ from .losses import FAKE, REAL, adversarial_loss, mean_probability
 METRICS = ("loss_d", "loss_g", "d_x", "d_g_z1", "d_g_z2")
 """What a step reports: both losses, D(x), D(G(z)) as D's update and as G's update saw it."""
 
-Draw = Callable[[], Tensor]
+Sample = tuple[Tensor, ...]
+"""Images or latents, and with them the labels of each where the networks take labels."""
+Draw = Callable[[], Tensor | Sample]
+
+
+def _sample(drawn: Tensor | Sample) -> Sample:
+    return (drawn,) if isinstance(drawn, Tensor) else drawn
 
 
 class AdversarialStep:
     """Updates both networks once: ``step(real, draw) -> Tensor`` of the five :data:`METRICS`.
+
+    Networks with labels get ``real = (images, labels)`` and a ``draw()`` that returns (latents,
+    labels): G makes its images for the labels that it is given, and D is shown them with these.
 
     ``joint_pass``: D sees the real and the fake images, as many of them, in one pass of two groups of
     statistics. The numbers are the same where batch norm is all that couples images; of D's update on
@@ -63,17 +72,20 @@ class AdversarialStep:
         self._g_weights = [p for p in generator.parameters() if p.requires_grad]
         self._d_weights = [p for p in discriminator.parameters() if p.requires_grad]
 
-    def __call__(self, real: Tensor, draw: Draw) -> Tensor:
-        if self.alternate:
-            return self._alternating(real, draw)
-        if self.reuse_fake_output:
-            return self._sharing(real, draw)
-        return self._standard(real, draw)
+    def __call__(self, real: Tensor | Sample, draw: Draw) -> Tensor:
+        def drawn() -> Sample:
+            return _sample(draw())
 
-    def _standard(self, real: Tensor, draw: Draw) -> Tensor:
+        if self.alternate:
+            return self._alternating(_sample(real), drawn)
+        if self.reuse_fake_output:
+            return self._sharing(_sample(real), drawn)
+        return self._standard(_sample(real), drawn)
+
+    def _standard(self, real: Sample, draw: Callable[[], Sample]) -> Tensor:
         latents = []
 
-        def generate() -> Tensor:
+        def generate() -> Sample:
             latents.append(draw())
             return self._generate(latents[0])
 
@@ -83,14 +95,14 @@ class AdversarialStep:
             loss_g, d_g_z2 = self._update_generator(self._generate(latents[0]))
         return torch.stack([loss_d, loss_g, d_x, d_g_z1, d_g_z2])
 
-    def _alternating(self, real: Tensor, draw: Draw) -> Tensor:
+    def _alternating(self, real: Sample, draw: Callable[[], Sample]) -> Tensor:
         """G's minibatch has no use for its images (the caller passes over them)."""
         loss_g, d_g_z2 = self._update_generator(self._generate(draw()))
         generate = torch.no_grad()(lambda: self._generate(draw()))
         _, loss_d, d_x, d_g_z1 = self._update_discriminator(real, generate)
         return torch.stack([loss_d, loss_g, d_x, d_g_z1, d_g_z2])
 
-    def _sharing(self, real: Tensor, draw: Draw) -> Tensor:
+    def _sharing(self, real: Sample, draw: Callable[[], Sample]) -> Tensor:
         """One pass of D over the fakes serves both updates, each by a backward pass of its own.
 
         dcgan.torch sends G's gradient through D's *updated* weights with the activations of the old
@@ -109,35 +121,37 @@ class AdversarialStep:
         return torch.stack([loss_real + loss_fake.detach(), loss_g.detach(), d_x, d_g_z, d_g_z])
 
     def _update_discriminator(
-        self, real: Tensor, generate: Callable[[], Tensor]
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        self, real: Sample, generate: Callable[[], Sample]
+    ) -> tuple[Sample, Tensor, Tensor, Tensor]:
         """Returns the images of ``generate()``, the loss, D(x) and D(G(z))."""
         self.optimizer_d.zero_grad(set_to_none=True)
         if self.joint_pass:
             fake = generate()
-            loss, d_x, d_g_z = self._learn_both(real, fake.detach())
+            loss, d_x, d_g_z = self._learn_both(real, _detached(fake))
         else:
             loss_real, d_x = self._learn(self._discriminate(real), REAL)
             fake = generate()
-            loss_fake, d_g_z = self._learn(self._discriminate(fake.detach()), FAKE)
+            loss_fake, d_g_z = self._learn(self._discriminate(_detached(fake)), FAKE)
             loss = loss_real + loss_fake
         self.optimizer_d.step()
         return fake, loss, d_x, d_g_z
 
-    def _learn_both(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _learn_both(self, real: Sample, fake: Sample) -> tuple[Tensor, Tensor, Tensor]:
         """As :meth:`_learn` of one after the other, in one pass."""
-        if len(real) != len(fake):
+        counts = len(fake[0]), len(real[0])
+        if counts[0] != counts[1]:
             raise ValueError(
-                f"a joint pass takes as many fake images as real ones, got {len(fake)} and {len(real)}"
+                f"a joint pass takes as many fake images as real ones, got {counts[0]} and {counts[1]}"
             )
+        both = tuple(torch.cat(pair) for pair in zip(real, fake, strict=True))
         with stat_groups(self.discriminator, 2):
-            of_real, of_fake = self._discriminate(torch.cat([real, fake])).chunk(2)
+            of_real, of_fake = self._discriminate(both).chunk(2)
         loss = self._loss(of_real, REAL) + self._loss(of_fake, FAKE)
         loss.backward()
         d_x, d_g_z = (mean_probability(o, kind=self.loss_output) for o in (of_real, of_fake))
         return loss.detach(), d_x, d_g_z
 
-    def _update_generator(self, fake: Tensor) -> tuple[Tensor, Tensor]:
+    def _update_generator(self, fake: Sample) -> tuple[Tensor, Tensor]:
         self.optimizer_g.zero_grad(set_to_none=True)
         with self._frozen_discriminator():
             result = self._learn(self._discriminate(fake), REAL)
@@ -155,13 +169,13 @@ class AdversarialStep:
 
     # A context for each pass: autocast keeps its casts of the weights until it is left, and between
     # passes the weights change.
-    def _generate(self, latent: Tensor) -> Tensor:
+    def _generate(self, latent: Sample) -> Sample:
         with self.autocast():
-            return self.generator(latent)
+            return self.generator(*latent), *latent[1:]
 
-    def _discriminate(self, images: Tensor) -> Tensor:
+    def _discriminate(self, images: Sample) -> Tensor:
         with self.autocast():
-            return self.discriminator(images)
+            return self.discriminator(*images)
 
     @contextmanager
     def _frozen_discriminator(self) -> Iterator[None]:
@@ -173,3 +187,7 @@ class AdversarialStep:
         finally:
             for weight in self._d_weights:
                 weight.requires_grad_(True)
+
+
+def _detached(sample: Sample) -> Sample:
+    return sample[0].detach(), *sample[1:]

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -42,14 +42,25 @@ from .setup import (
     check_networks,
     config_of,
     configure_torch,
+    count_classes,
     derived_seed,
     load_data,
     placed,
 )
 from .signals import StopRequest
-from .step import METRICS, AdversarialStep
+from .step import METRICS, AdversarialStep, Sample
 
 _MAX_GRIDS = 50  # a run; more epochs than that get a grid every few
+_MAX_ROWS = 32  # of a grid of classes; of more than that some are shown
+_FEWEST_COLUMNS = 8  # of such a grid
+
+
+class _Grid(NamedTuple):
+    """What the sample grids are drawn from."""
+
+    input: Sample
+    columns: int | None  # None: as image_grid() chooses
+    classes: np.ndarray | None  # those that have a row each
 
 
 class Trainer:
@@ -58,15 +69,17 @@ class Trainer:
     Args:
         config: every setting; the default trains the default networks on ``digits``.
         generator, discriminator: networks of your own in place of the preset's. The generator maps
-            latents (N, nz, 1, 1) to images (N, C, S, S) in [-1, 1], the discriminator images to one
-            number each: logits, or probabilities with ``loss_output="sigmoid"``. They are trained
-            in place; :func:`dcgan_fast.fuse` them first for speed.
+            latents (N, nz, 1, 1) to images (N, C, S, S) in [-1, 1], or in its ``output_range``, the
+            discriminator images to one number each: logits, or probabilities with
+            ``loss_output="sigmoid"``. With ``conditional=True`` both take labels, int64 (N,), as a
+            second argument. They are trained in place; :func:`dcgan_fast.fuse` them first for speed.
         dataset: images of your own in place of ``config.data``.
 
     Attributes:
         generator, discriminator, optimizer_g, optimizer_d, dataset, device: what is trained, where.
         step, last_step: steps done, and steps after which the run is complete.
         epoch, epochs, steps_per_epoch: the same in epochs; only whole ones count as done.
+        classes: how many labels the data has where the networks take them, else 0.
         records: what ``metrics.jsonl`` holds, a list of dicts.
         run: the run's folder, None before :meth:`fit` and where ``config.out`` is None.
 
@@ -94,13 +107,19 @@ class Trainer:
         configure_torch(config, self.device)
         if generator is None:
             check_networks(config)
+        elif getattr(generator, "classes", 0):
+            config = dataclasses.replace(config, conditional=True)
         self.dataset = load_data(config) if dataset is None else dataset
+        self.classes = count_classes(self.dataset) if config.conditional else 0
         self.steps_per_epoch = self._count_steps(config)
         self.config = self._resolve(config, None if dataset is None else dataset.name)
 
         torch.manual_seed(config.seed)
         if generator is None or discriminator is None:
-            generator, discriminator = build_networks(self.config, self.dataset.channels)
+            generator, discriminator = build_networks(
+                self.config, self.dataset.channels, self.classes
+            )
+        self._check_classes(generator, discriminator)
         self._layout = torch.channels_last if config.channels_last else torch.contiguous_format
         self.generator = placed(generator, self.device, self._layout)
         self.discriminator = placed(discriminator, self.device, self._layout)
@@ -110,8 +129,9 @@ class Trainer:
         self.step = 0
         self.run: RunFolder | None = None
         self._latents = torch.Generator().manual_seed(derived_seed(config.seed, "latents"))
-        self._fixed_latents = self._latents_from(
-            torch.Generator().manual_seed(derived_seed(config.seed, "grid")), config.grid_images
+        self._value_range = getattr(generator, "output_range", (-1.0, 1.0))
+        self._grid = self._choose_grid(
+            torch.Generator().manual_seed(derived_seed(config.seed, "grid"))
         )
         self._window = MetricsWindow(METRICS, config.log_every)
         self._metrics = MetricsFile(None)
@@ -239,8 +259,8 @@ class Trainer:
                 self.save()
             stop.raise_if_received()
 
-    def _real_images(self) -> Iterator[Tensor]:
-        """The batches that train D, from where the run stands to its end.
+    def _real_images(self) -> Iterator[Tensor | Sample]:
+        """The batches that train D, with their labels if D takes some, from where the run stands to its end.
 
         An alternating step takes two from the data and passes over the first, which trains G.
         """
@@ -251,18 +271,27 @@ class Trainer:
             seed=self.config.seed,
             flip=self.config.flip,
             device=self.device,
+            value_range=self._value_range,
             memory_format=self._layout,
             start=(self.epoch, self.step % self.steps_per_epoch * stride),
         )
         while True:
-            for real in batches:
+            for real in batches.labelled() if self.classes else batches:
                 if batches.position % stride == 0:
                     yield real
                 if self.step == self.last_step:
                     return
 
-    def _draw(self) -> Tensor:
-        return self._latents_from(self._latents, self.config.batch_size)
+    def _draw(self) -> Tensor | Sample:
+        count = self.config.batch_size
+        latent = self._latents_from(self._latents, count)
+        return (latent, self._labels_from(self._latents, count)) if self.classes else latent
+
+    def _labels_from(self, source: torch.Generator, count: int) -> Tensor:
+        """Labels of images drawn from the data: as frequent as they are there."""
+        assert self.dataset.labels is not None  # count_classes() has looked
+        rows = torch.randint(len(self.dataset), (count,), generator=source)
+        return torch.from_numpy(self.dataset.labels[rows.numpy()]).to(self.device)
 
     def _latents_from(self, source: torch.Generator, count: int) -> Tensor:
         """Latents as (count, nz, 1, 1), the shape that also pytorch/examples' generator takes.
@@ -335,21 +364,43 @@ class Trainer:
             save_bare_state(run.path / f"netD_epoch_{epoch - 1}.pth", discriminator)
 
     def draw_grid(self) -> Image.Image:
-        """The images of the run's fixed latents, with batch norm as ``config.bn`` says."""
-        mode = self.config.bn
-        if isinstance(self.generator, models.Generator):
+        """The images of the run's fixed latents, with batch norm as ``config.bn`` says; of conditional networks a row a
+        class, each column of one latent vector."""
+        mode, grid = self.config.bn, self._grid
+        if isinstance(self.generator, models.LatentNetwork):
             images = models.generate(
-                self.generator, self._fixed_latents, bn=mode, batch_size=self.config.batch_size
+                self.generator, *grid.input, bn=mode, batch_size=self.config.batch_size
             )
         else:
-            images = _generate_with_other(self.generator, self._fixed_latents, mode)
-        return image_grid(images)
+            images = _generate_with_other(self.generator, grid.input, mode)
+        return image_grid(images, columns=grid.columns, value_range=self._value_range)
+
+    def _choose_grid(self, source: torch.Generator) -> _Grid:
+        count = self.config.grid_images
+        if not self.classes:
+            return _Grid((self._latents_from(source, count),), None, None)
+        shown = _spread(self.classes, min(self.classes, _MAX_ROWS))
+        columns = max(_FEWEST_COLUMNS, count // len(shown))
+        latents = self._latents_from(source, columns).repeat(len(shown), 1, 1, 1)
+        labels = torch.from_numpy(shown).repeat_interleave(columns).to(self.device)
+        return _Grid((latents, labels), columns, shown)
 
     def _draw_real_grid(self) -> Image.Image:
-        """Real images from all over the data, which is often sorted by class."""
-        count = min(len(self.dataset), self.config.grid_images)
-        rows = np.linspace(0, len(self.dataset) - 1, count).astype(int)
-        return image_grid(torch.from_numpy(self.dataset.images[rows]), value_range=(0, 255))
+        """Real images from all over the data, which is often sorted by class; where classes count, a row of each."""
+        grid, labels = self._grid, self.dataset.labels
+        if grid.classes is None or labels is None:
+            rows = _spread(len(self.dataset), min(len(self.dataset), self.config.grid_images))
+            return image_grid(torch.from_numpy(self.dataset.images[rows]), value_range=(0, 255))
+        assert grid.columns is not None
+        images = np.zeros(
+            (len(grid.classes), grid.columns, *self.dataset.images.shape[1:]), np.uint8
+        )
+        for row, label in zip(images, grid.classes, strict=True):  # black where a class has fewer
+            members = np.flatnonzero(labels == label)
+            chosen = members[_spread(len(members), min(len(members), grid.columns))]
+            row[: len(chosen)] = self.dataset.images[chosen]
+        pixels = torch.from_numpy(images.reshape(-1, *images.shape[2:]))
+        return image_grid(pixels, columns=grid.columns, value_range=(0, 255))
 
     def _save_is_due(self) -> bool:
         steps, seconds = self.config.save_steps, self.config.save_seconds
@@ -379,6 +430,10 @@ class Trainer:
             "config": {
                 "generator": config_of(self.generator),
                 "discriminator": config_of(self.discriminator),
+            },
+            "networks": {
+                "generator": type(self.generator).__name__,
+                "discriminator": type(self.discriminator).__name__,
             },
             "bn": self.config.bn,
             "generator": self.generator.state_dict(),
@@ -432,6 +487,16 @@ class Trainer:
                     f"a weight of the {role} is not finite after step {self.step}"
                 )
 
+    def _check_classes(self, generator: nn.Module, discriminator: nn.Module) -> None:
+        """Networks of one's own must have a class for each label."""
+        for role, network in (("generator", generator), ("discriminator", discriminator)):
+            has = getattr(network, "classes", None)
+            if has is not None and (has < self.classes or (has > 0 and not self.classes)):
+                raise UserError(
+                    f"Trainer(): '{role}' has {has or 'no'} classes, {self.dataset.name} has "
+                    f"{self.classes} to train it on"
+                )
+
     def _advice(self) -> str:
         if self.run is None or not self.run.checkpoint.exists():
             kept = "there is no checkpoint yet"
@@ -476,7 +541,12 @@ def _load_newest(file: Path) -> dict[str, Any]:
         return load_checkpoint(previous)
 
 
-def _generate_with_other(generator: nn.Module, latents: Tensor, bn: str) -> Tensor:
+def _spread(length: int, count: int) -> np.ndarray:
+    """``count`` of the numbers below ``length``, evenly, the first and the last among them."""
+    return np.linspace(0, length - 1, count).astype(np.int64)
+
+
+def _generate_with_other(generator: nn.Module, input: Sample, bn: str) -> Tensor:
     """Images of a network that is not ours, which has no promise to keep beyond being a module."""
     if bn == "population":
         raise UserError(
@@ -486,7 +556,7 @@ def _generate_with_other(generator: nn.Module, latents: Tensor, bn: str) -> Tens
     try:
         mode = batch_norm_mode(generator.eval(), "batch" if bn == "batch" else "running")
         with torch.no_grad(), mode:
-            return generator(latents)
+            return generator(*input)
     finally:
         for module, training in modes:
             module.training = training
