@@ -91,8 +91,7 @@ TORCH_LIBRARY_IMPL(dcgan_fast, Autograd, m) {
                          "conv_bn_act_backward_", "conv_act_forward", "conv_act_backward", "conv_act_backward_",
                          "maxout_linear_forward", "maxout_linear_backward",
                          "plane_bias_act_forward", "plane_bias_act_forward_", "plane_bias_act_backward",
-                         "plane_bias_act_backward_",
-                         "parzen_log_likelihood"}) {
+                         "plane_bias_act_backward_", "parzen_log_likelihood"}) {
     m.impl(op, torch::autograd::autogradNotImplementedFallback());
   }
 }

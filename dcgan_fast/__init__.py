@@ -64,10 +64,10 @@ def build_info() -> dict[str, Any]:
     architectures = [a for a in _C.cuda_architectures.split(";") if a]
     cpu = {"bn_act": own, **dict.fromkeys(convolutions, engines)}
     cuda = {"bn_act": own, **dict.fromkeys(convolutions, "dcgan_fast on tensor cores")}
+    cpu["maxout_linear"] = "dcgan_fast in float32, else ATen's product"
+    cuda["maxout_linear"] = "dcgan_fast of 2 to 5 pieces, backward and others ATen's product"
     if not architectures:
         cuda = dict.fromkeys(cpu, "dcgan_fast.reference")
-    cpu["maxout_linear"] = "dcgan_fast in float32, else ATen's product"
-    cuda["maxout_linear"] = "dcgan_fast.reference"
     cpu["plane_bias_act"], cuda["plane_bias_act"] = "dcgan_fast", "PyTorch's own ops"
     cpu |= dict.fromkeys(dedup.OPS, "dcgan_fast")
     cuda |= dict.fromkeys(dedup.OPS, "dcgan_fast.dedup.reference")

@@ -17,7 +17,11 @@
 #include "../cpu/workspace.h"
 #include "autocast.h"
 #include "autograd.h"
+#include "device.h"
 #include "map_pool.h"
+#ifdef DCGAN_FAST_CUDA
+#include "maxout_linear_cuda.h"
+#endif
 
 namespace dcgan_fast {
 namespace {
@@ -62,8 +66,8 @@ cpu::MaxoutShape shape_of(const Tensor& input, const Tensor& weight) {
           weight.size(1)};
 }
 
-bool serves(const Tensor& input, const cpu::MaxoutShape& s) {
-  return input.scalar_type() == at::kFloat && s.rows > 0 && s.in > 0 && s.out > 0;
+bool serves(const Tensor& input, const cpu::MaxoutShape& s) {  // the CPU's kernels do
+  return kernels_of(input) == Kernels::cpu && input.scalar_type() == at::kFloat && s.rows > 0 && s.in > 0 && s.out > 0;
 }
 
 // All pieces, (..., out, pieces), in PyTorch's own operators.
@@ -78,6 +82,14 @@ std::tuple<Tensor, Tensor> maxout_linear_forward(const Tensor& input, const Tens
   const auto bytes = input.options().dtype(at::kByte);
   const auto sizes = output_sizes(input, weight);
   const cpu::MaxoutShape s = shape_of(input, weight);
+#ifdef DCGAN_FAST_CUDA
+  const bool some = s.rows > 0 && s.in > 0 && s.out > 0;
+  if (kernels_of(input) == Kernels::cuda && some && maxout_linear_cuda_serves(s.pieces)) {
+    const OptionalTensor of_dtype = bias ? OptionalTensor(bias->to(input.scalar_type())) : std::nullopt;
+    const auto [output, winner] = maxout_linear_cuda(input.reshape({s.rows, s.in}), weight, of_dtype);
+    return {output.view(sizes), save ? winner.view(sizes) : at::empty({0}, bytes)};
+  }
+#endif
   if (!serves(input, s)) {
     const auto [output, index] = at::max(pieces_reference(input, weight, bias.value_or(Tensor())), -1);
     return {output, save ? index.to(at::kByte) : at::empty({0}, bytes)};
@@ -172,5 +184,14 @@ TORCH_LIBRARY_IMPL(dcgan_fast, CPU, m) {
   m.impl("maxout_linear_forward", maxout_linear_forward);
   m.impl("maxout_linear_backward", maxout_linear_backward);
 }
+
+#ifdef DCGAN_FAST_CUDA
+TORCH_LIBRARY_IMPL(dcgan_fast, AutocastCUDA, m) { m.impl("maxout_linear", Autocast<c10::kCUDA, maxout_linear>::call); }
+
+TORCH_LIBRARY_IMPL(dcgan_fast, CUDA, m) {
+  m.impl("maxout_linear_forward", maxout_linear_forward);
+  m.impl("maxout_linear_backward", maxout_linear_backward);
+}
+#endif
 
 }  // namespace dcgan_fast
