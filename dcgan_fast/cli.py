@@ -242,12 +242,12 @@ def _parzen(
     generator, _, content = load_networks(checkpoint)
     if generator is None:
         raise UserError(f"{checkpoint} holds no generator")
-    assert isinstance(generator, models.Generator)
+    assert isinstance(generator, models.LatentNetwork)
     generator.to(pick_device(device))
     bars = sys.stderr.isatty()
 
     def images_of(part: str) -> Dataset:
-        size, channels = generator.image_size, generator.nc
+        size, channels = generator.config["image_size"], generator.config["nc"]
         return prepare(data, image_size=size, channels=channels, split=part, progress=bars)
 
     dataset = images_of(split)
@@ -567,6 +567,13 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         metavar="N",
         help=f"(default: {EPOCHS}, or as many as make {STEPS_AT_LEAST} steps)",
+    )
+    add(
+        "--patience",
+        type=int,
+        metavar="N",
+        help="hold a sixth of the images out, keep the epoch under which they are likeliest as best.pt, and end "
+        "after N epochs without a better one (default: no)",
     )
     add("--max-steps", type=int, metavar="N", help="end after so many steps, wherever in an epoch")
     add(

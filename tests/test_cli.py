@@ -121,7 +121,7 @@ def test_every_flag_reaches_its_setting(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(cli, "Trainer", note)
     flags = (
         "photos --image-size 64 --channels 3 --split all --flip --dedup --preset paper --nz 10 --ngf 11 "
-        "--ndf 12 --loss-output sigmoid --netG g.pth --netD d.pth --epochs 3 --max-steps 4 "
+        "--ndf 12 --loss-output sigmoid --netG g.pth --netD d.pth --epochs 3 --patience 5 --max-steps 4 "
         "--batch-size 5 --optimizer sgd --lr 0.1 --lr-decay 1.5 --min-lr 0.01 --beta1 0.2 --momentum 0.4 "
         "--final-momentum 0.6 --momentum-epochs 3 --weight-decay 0.3 --alternate --joint-pass --seed 6 --device cpu "
         "--threads 2 --amp bf16 --no-channels-last --no-fuse --no-deterministic --out o --name n "
@@ -143,6 +143,7 @@ def test_every_flag_reaches_its_setting(monkeypatch: pytest.MonkeyPatch) -> None
         init_generator="g.pth",
         init_discriminator="d.pth",
         epochs=3,
+        patience=5,
         max_steps=4,
         batch_size=5,
         optimizer="sgd",

@@ -74,6 +74,7 @@ def test_json_round_trip(preset: str) -> None:
         ("min_lr", -1, "a number of at least 0"),
         ("momentum", 1, "a number from 0 to below 1"),
         ("final_momentum", 1.5, "a number from 0 to below 1"),
+        ("patience", 0, "a whole number of at least 1"),
         ("momentum_epochs", 0, "a whole number of at least 1"),
     ],
 )

@@ -66,6 +66,7 @@ class TrainConfig:
 
     # Optimisation
     epochs: int | None = None  # None: 25, or as many as make STEPS_AT_LEAST steps on a small set
+    patience: int | None = None  # end after so many epochs without a better validation likelihood
     max_steps: int | None = None  # stop after so many steps, wherever in an epoch
     batch_size: int = _from_preset()
     optimizer: str = _from_preset()  # "adam" or "sgd"
@@ -222,6 +223,7 @@ _RULES: dict[str, _Rule] = {
     "conditioning": _one_of(*CONDITIONINGS),
     "loss_output": _one_of(*LOSS_OUTPUTS),
     "epochs": _whole(1),
+    "patience": _whole(1),
     "max_steps": _whole(1),
     "batch_size": _whole(1),
     "optimizer": _one_of(*OPTIMIZERS),
