@@ -114,21 +114,18 @@ def placed(network: nn.Module, device: torch.device, layout: torch.memory_format
 
 
 def make_optimizer(network: nn.Module, config: TrainConfig) -> Optimizer:
-    """The optimiser that ``config`` asks for, over the weights of ``network``."""
-    if config.optimizer == "adam":
-        return _adam(network, config)
-    return SGD(
-        network.parameters(),
-        lr=config.lr,
-        momentum=config.momentum,
-        weight_decay=config.weight_decay,
-    )
+    """The optimiser that ``config`` asks for, over the weights of ``network``, in PyTorch's fused form where the device
+    has it."""
 
-
-def _adam(network: nn.Module, config: TrainConfig) -> Adam:
-    """Adam as configured, in PyTorch's fused form where the device has it."""
-
-    def make(fused: bool) -> Adam:
+    def make(fused: bool) -> Optimizer:
+        if config.optimizer == "sgd":
+            return SGD(
+                network.parameters(),
+                lr=config.lr,
+                momentum=config.momentum,
+                weight_decay=config.weight_decay,
+                fused=fused,
+            )
         return Adam(
             network.parameters(),
             lr=config.lr,
@@ -140,7 +137,7 @@ def _adam(network: nn.Module, config: TrainConfig) -> Adam:
 
     try:
         return make(fused=True)
-    except RuntimeError:  # a device that has no fused Adam
+    except RuntimeError:  # a device that has no fused form
         return make(fused=False)
 
 
