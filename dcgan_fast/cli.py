@@ -33,7 +33,7 @@ from .errors import UserError
 from .files import make_folder
 from .nn import explain
 from .training import ProgressBar, TrainConfig, Trainer, load_networks
-from .training.config import DIGITS_WIDTH, EPOCHS, LOSS_OUTPUTS, STEPS_AT_LEAST
+from .training.config import DIGITS_WIDTH, EPOCHS, LOSS_OUTPUTS, OPTIMIZERS, STEPS_AT_LEAST
 from .visualize import image_grid, save_png, to_image
 
 _FIGURES = Path("benchmarks/results")  # where `make bench` puts them
@@ -242,12 +242,12 @@ def _parzen(
     generator, _, content = load_networks(checkpoint)
     if generator is None:
         raise UserError(f"{checkpoint} holds no generator")
-    assert isinstance(generator, models.Generator)
+    assert isinstance(generator, models.LatentNetwork)
     generator.to(pick_device(device))
     bars = sys.stderr.isatty()
 
     def images_of(part: str) -> Dataset:
-        size, channels = generator.image_size, generator.nc
+        size, channels = generator.config["image_size"], generator.config["nc"]
         return prepare(data, image_size=size, channels=channels, split=part, progress=bars)
 
     dataset = images_of(split)
@@ -568,6 +568,13 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help=f"(default: {EPOCHS}, or as many as make {STEPS_AT_LEAST} steps)",
     )
+    add(
+        "--patience",
+        type=int,
+        metavar="N",
+        help="hold a sixth of the images out, keep the epoch under which they are likeliest as best.pt, and end "
+        "after N epochs without a better one (default: no)",
+    )
     add("--max-steps", type=int, metavar="N", help="end after so many steps, wherever in an epoch")
     add(
         "--batch-size",
@@ -576,13 +583,29 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help=f"images of a minibatch (pytorch: {default.batch_size})",
     )
-    add("--lr", type=float, metavar="X", help=f"Adam's learning rate (pytorch: {default.lr:g})")
+    add("--optimizer", choices=OPTIMIZERS, help="(pytorch: adam; cgan-mnist: sgd)")
+    add("--lr", type=float, metavar="X", help=f"learning rate (pytorch: {default.lr:g})")
+    add(
+        "--lr-decay",
+        type=float,
+        metavar="X",
+        help="divide the learning rate by this at each step (pytorch: 1; cgan-mnist: 1.00004)",
+    )
+    add("--min-lr", type=float, metavar="X", help="where it stops falling (cgan-mnist: 1e-6)")
     add(
         "--beta1",
         type=float,
         metavar="X",
         help=f"Adam's first momentum (pytorch: {default.beta1:g})",
     )
+    add("--momentum", type=float, metavar="X", help="of SGD, at the start (cgan-mnist: 0.5)")
+    add(
+        "--final-momentum",
+        type=float,
+        metavar="X",
+        help="to which it grows (default: it stays; cgan-mnist: 0.7)",
+    )
+    add("--momentum-epochs", type=int, metavar="N", help="over so many epochs (cgan-mnist: 250)")
     add("--weight-decay", type=float, metavar="X", help="coupled L2 (pytorch: 0)")
     add(
         "--g-steps",

@@ -1,8 +1,8 @@
 """The networks of the DCGAN family, and one preset for each code they were published in.
 
 The networks themselves are in :mod:`dcgan_fast.networks`, those with labels in
-:mod:`dcgan_fast.conditional`: here are the presets, how weights are drawn, how images are, and what
-is read off state dicts from outside.
+:mod:`dcgan_fast.conditional` and :mod:`dcgan_fast.mlp_models`: here are the presets, how weights are
+drawn, how images are, and what is read off state dicts from outside.
 
 ================  ==============================================================================
 preset            source
@@ -14,6 +14,7 @@ newmu-svhn        the same: the 32x32 SVHN model of ``svhn/`` (``svhn_unsup_all_
 newmu-imagenet32  the same: ``imagenet/load_pretrained.py``
 carpedm20         carpedm20/DCGAN-tensorflow ``model.py``, the net without labels
 cgan-dcgan        Newmu/dcgan_code ``mnist/train_cond_dcgan.py``, with labels
+cgan-mnist        Mirza, Osindero 2014 (arXiv 1411.1784), section 4.1: layers of units, with labels
 ================  ==============================================================================
 
 Where a source is silent the choice made here stands beside the preset in :data:`PRESETS`.
@@ -34,6 +35,7 @@ from torch import Tensor, nn
 from .conditional import ConditionalDiscriminator, ConditionalGenerator
 from .errors import UserError
 from .labels import check_labels
+from .mlp_models import MlpDiscriminator, MlpGenerator
 from .networks import (
     Config,
     Described,
@@ -68,11 +70,18 @@ __all__ = [
 ]
 
 BN_MODES = ("running", "batch", "population")
-INIT_SCHEMES = ("dcgan", "carpedm20")
+INIT_SCHEMES = ("dcgan", "carpedm20", "own")
 
 NETWORKS: dict[str, type[Described]] = {
     network.__name__: network
-    for network in (Generator, Discriminator, ConditionalGenerator, ConditionalDiscriminator)
+    for network in (
+        Generator,
+        Discriminator,
+        ConditionalGenerator,
+        ConditionalDiscriminator,
+        MlpGenerator,
+        MlpDiscriminator,
+    )
 }
 """Every network that a checkpoint can name; ``NETWORKS[name](**config)`` rebuilds it."""
 
@@ -101,6 +110,10 @@ class Preset:
         """Whether the networks take labels."""
         return self.networks[0] is not Generator
 
+    def knows(self, name: str) -> bool:
+        """Whether the generator or the discriminator has such a setting."""
+        return any(name in _settings(network) for network in self.networks)
+
     def setting(self, name: str) -> Any:
         """What both networks, or the generator, have where nobody says otherwise."""
         default = inspect.signature(self.networks[0]).parameters[name].default
@@ -110,9 +123,15 @@ class Preset:
 # pytorch/examples' loop, in the words of the trainer.
 _TRAINING: Config = {
     "batch_size": 64,
+    "optimizer": "adam",
     "lr": 2e-4,
+    "lr_decay": 1.0,  # by which the rate is divided at each step
+    "min_lr": 0.0,
     "beta1": 0.5,
     "adam_eps": 1e-8,
+    "momentum": 0.5,  # of SGD
+    "final_momentum": None,  # to which it grows
+    "momentum_epochs": 250,  # over so many epochs
     "weight_decay": 0.0,  # coupled L2 on all parameters, as torch.optim.Adam's
     "g_steps_per_d": 1,  # G's steps to one of D's, on the latent vectors that D's step drew
     "reuse_fake_output": False,  # dcgan.torch: G's loss from D's output of before D's update
@@ -128,6 +147,19 @@ _NEWMU_TRAINING: Config = {
     "weight_decay": 1e-5,
     "alternate": True,
     "bn": "batch",
+}
+
+# The paper: batch, rate, its decay and floor, both ends of the momentum. How fast that grows it does not say; its
+# forerunner's code (goodfeli/adversarial, mnist.yaml) takes 250 epochs, and divides the rate by 1.000004 instead.
+_CGAN_TRAINING: Config = {
+    "batch_size": 100,
+    "optimizer": "sgd",
+    "lr": 0.1,
+    "lr_decay": 1.00004,
+    "min_lr": 1e-6,
+    "momentum": 0.5,
+    "final_momentum": 0.7,
+    "init": "own",
 }
 
 PRESETS: dict[str, Preset] = {
@@ -195,6 +227,14 @@ PRESETS: dict[str, Preset] = {
         discriminator={},
         training={**_NEWMU_TRAINING, "weight_decay": 2.5e-5, "bn": "running"},
         networks=(ConditionalGenerator, ConditionalDiscriminator),
+    ),
+    "cgan-mnist": Preset(
+        summary="the CGAN paper's nets for MNIST: maxout units, dropout, SGD of growing momentum",
+        shared={},
+        generator={},
+        discriminator={},
+        training=_CGAN_TRAINING,
+        networks=(MlpGenerator, MlpDiscriminator),
     ),
 }
 
@@ -269,11 +309,15 @@ def weights_init(module: nn.Module, scheme: str = "dcgan") -> None:
     batch norm gains, 0 for all biases (its authors' codes). On the default nets these are the very
     numbers that pytorch/examples' ``net.apply(weights_init)`` draws from the same seed.
     ``carpedm20``: the same, but gains are 1, and strided convolutions are cut off at two sigma.
+    ``own``: as ``module.reset_parameters()`` draws them.
 
     Raises:
         UserError: an unknown scheme.
     """
     choice("weights_init", "scheme", scheme, INIT_SCHEMES)
+    if scheme == "own":
+        module.reset_parameters()  # type: ignore[operator]
+        return
     for child in module.modules():
         if isinstance(child, (nn.BatchNorm1d, nn.BatchNorm2d)) and child.affine:
             if scheme == "dcgan":

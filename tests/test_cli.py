@@ -121,8 +121,9 @@ def test_every_flag_reaches_its_setting(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(cli, "Trainer", note)
     flags = (
         "photos --image-size 64 --channels 3 --split all --flip --dedup --preset paper --nz 10 --ngf 11 "
-        "--ndf 12 --loss-output sigmoid --netG g.pth --netD d.pth --epochs 3 --max-steps 4 "
-        "--batch-size 5 --lr 0.1 --beta1 0.2 --weight-decay 0.3 --alternate --joint-pass --seed 6 --device cpu "
+        "--ndf 12 --loss-output sigmoid --netG g.pth --netD d.pth --epochs 3 --patience 5 --max-steps 4 "
+        "--batch-size 5 --optimizer sgd --lr 0.1 --lr-decay 1.5 --min-lr 0.01 --beta1 0.2 --momentum 0.4 "
+        "--final-momentum 0.6 --momentum-epochs 3 --weight-decay 0.3 --alternate --joint-pass --seed 6 --device cpu "
         "--threads 2 --amp bf16 --no-channels-last --no-fuse --no-deterministic --out o --name n "
         "--bn batch --grid-images 7 --grid-every 8 --log-every 9 --save-every 90"
     )
@@ -142,10 +143,17 @@ def test_every_flag_reaches_its_setting(monkeypatch: pytest.MonkeyPatch) -> None
         init_generator="g.pth",
         init_discriminator="d.pth",
         epochs=3,
+        patience=5,
         max_steps=4,
         batch_size=5,
+        optimizer="sgd",
         lr=0.1,
+        lr_decay=1.5,
+        min_lr=0.01,
         beta1=0.2,
+        momentum=0.4,
+        final_momentum=0.6,
+        momentum_epochs=3,
         weight_decay=0.3,
         alternate=True,
         joint_pass=True,
@@ -557,7 +565,10 @@ def test_bad_classes(error_of: Callable[..., str], conditional_run: Path, run: P
     assert "classes look like" in error_of("sample", conditional_run, "--class", "9-0")
     assert "--class is for a generator" in error_of("sample", run, "--class", "3")
     labels_missing = error_of("train", *TINY, "--conditional", "--preset", "newmu")
-    assert "needs a preset whose networks take labels (cgan-dcgan), got 'newmu'" in labels_missing
+    assert (
+        "needs a preset whose networks take labels (cgan-dcgan, cgan-mnist), got 'newmu'"
+        in labels_missing
+    )
 
 
 def test_conditional_training_wants_labels(error_of: Callable[..., str], tmp_path: Path) -> None:

@@ -69,6 +69,13 @@ def test_json_round_trip(preset: str) -> None:
         ("flip", 1, "true or false"),
         ("weight_decay", -1e-5, "a number of at least 0"),
         ("save_seconds", 0, "a positive number"),
+        ("optimizer", "rmsprop", "one of adam, sgd"),
+        ("lr_decay", 0.9, "a number of at least 1"),
+        ("min_lr", -1, "a number of at least 0"),
+        ("momentum", 1, "a number from 0 to below 1"),
+        ("final_momentum", 1.5, "a number from 0 to below 1"),
+        ("patience", 0, "a whole number of at least 1"),
+        ("momentum_epochs", 0, "a whole number of at least 1"),
     ],
 )
 def test_values_outside_their_range(setting: str, value: object, rule: str) -> None:

@@ -14,7 +14,7 @@ from ..data import Dataset
 from ..errors import UserError
 from .parzen import SIGMAS, Estimate, estimate, search_sigma
 
-__all__ = ["Likelihood", "generator_log_likelihood", "held_out", "pixels"]
+__all__ = ["Likelihood", "draw_samples", "generator_log_likelihood", "held_out", "pixels"]
 
 SAMPLES = 10_000
 """Drawn from the generator; the same number of images, at most a sixth of the training set, is held out for sigma."""
@@ -49,7 +49,7 @@ def held_out(dataset: Dataset) -> int:
 
 
 def generator_log_likelihood(
-    generator: models.Generator,
+    generator: models.LatentNetwork,
     images: Tensor,
     *,
     validation: Tensor | None = None,
@@ -62,7 +62,7 @@ def generator_log_likelihood(
     """The Parzen estimate: a Gaussian window on each of ``samples`` images of ``generator``, in [0, 1].
 
     Args:
-        generator: a trained one.
+        generator: a trained one; of one with labels as many images of each class are drawn.
         images: float32 ``(N, d)`` rows in [0, 1] (:func:`pixels`), at least one: whose likelihood is asked for.
         validation: as ``images``: chooses sigma among :data:`~dcgan_fast.metrics.SIGMAS` where ``sigma`` is None.
         sigma: the windows' width, in units of [0, 1].
@@ -77,9 +77,7 @@ def generator_log_likelihood(
     """
     if sigma is None and validation is None:
         raise UserError("generator_log_likelihood(): give 'sigma', or 'validation' to choose it by")
-    drawn = _draw(generator, samples, bn, seed, progress)
-    if not drawn.isfinite().all():
-        raise UserError("the generator's images hold NaN: its training has diverged")
+    drawn = draw_samples(generator, samples, bn=bn, seed=seed, progress=progress)
     searched: dict[float, float] = {}
     if sigma is None:
         assert validation is not None
@@ -88,13 +86,30 @@ def generator_log_likelihood(
     return Likelihood(estimate(drawn, images, sigma), samples, len(images), searched)
 
 
-def _draw(generator: models.Generator, samples: int, bn: str, seed: int, progress: bool) -> Tensor:
-    latent = generator.sample_latent(samples, generator=torch.Generator().manual_seed(seed))
+def draw_samples(
+    generator: models.LatentNetwork,
+    count: int,
+    *,
+    bn: str = "running",
+    seed: int = 0,
+    progress: bool = False,
+) -> Tensor:
+    """``count`` images of ``generator`` as float32 rows in [0, 1] on the CPU; with labels, as many of each class.
+
+    Raises:
+        UserError: they are no numbers.
+    """
+    latent = generator.sample_latent(count, generator=torch.Generator().manual_seed(seed))
+    labels = torch.arange(count).mul_(generator.classes).div_(count, rounding_mode="floor")
     low, high = generator.output_range
     rows = []
-    with tqdm(total=samples, desc="samples", unit="image", disable=not progress) as bar:
-        for part in latent.split(_BATCH):
-            made = models.generate(generator, part, bn=bn).flatten(1).float().cpu()
+    with tqdm(total=count, desc="samples", unit="image", disable=not progress) as bar:
+        for part, of_part in zip(latent.split(_BATCH), labels.split(_BATCH), strict=True):
+            known = of_part.to(part.device) if generator.classes else None
+            made = models.generate(generator, part, known, bn=bn).flatten(1).float().cpu()
             rows.append(made.sub_(low).div_(high - low))
             bar.update(len(part))
-    return torch.cat(rows)
+    drawn = torch.cat(rows)
+    if not drawn.isfinite().all():
+        raise UserError("the generator's images hold NaN: its training has diverged")
+    return drawn

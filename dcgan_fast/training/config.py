@@ -15,6 +15,7 @@ from ..errors import UserError
 from ..models import BN_MODES, PRESETS, training_defaults
 
 LOSS_OUTPUTS = ("logits", "sigmoid")
+OPTIMIZERS = ("adam", "sgd")
 
 # What a continued run may change: none of these has a part in the numbers but by rounding.
 CHANGEABLE = frozenset(
@@ -65,11 +66,18 @@ class TrainConfig:
 
     # Optimisation
     epochs: int | None = None  # None: 25, or as many as make STEPS_AT_LEAST steps on a small set
+    patience: int | None = None  # end after so many epochs without a better validation likelihood
     max_steps: int | None = None  # stop after so many steps, wherever in an epoch
     batch_size: int = _from_preset()
+    optimizer: str = _from_preset()  # "adam" or "sgd"
     lr: float = _from_preset()
-    beta1: float = _from_preset()
+    lr_decay: float = _from_preset()  # the rate is divided by this at each step
+    min_lr: float = _from_preset()  # where it stops falling
+    beta1: float = _from_preset()  # of Adam
     adam_eps: float = _from_preset()
+    momentum: float = _from_preset()  # of SGD
+    final_momentum: float | None = _from_preset()  # to which it grows; None: it stays
+    momentum_epochs: int = _from_preset()  # over so many epochs
     weight_decay: float = _from_preset()  # coupled L2: added to the gradient
     g_steps_per_d: int = _from_preset()  # generator updates a step, all with the same latents
     alternate: bool = _from_preset()  # each minibatch trains G or D
@@ -204,6 +212,7 @@ def _one_of(*choices: str) -> _Rule:
 
 _POSITIVE: _Rule = ("a positive number", lambda value: 0 < value < math.inf)
 _NOT_NEGATIVE: _Rule = ("a number of at least 0", lambda value: 0 <= value < math.inf)
+_BELOW_ONE: _Rule = ("a number from 0 to below 1", lambda value: 0 <= value < 1)
 
 _RULES: dict[str, _Rule] = {
     "image_size": _whole(1),
@@ -214,10 +223,17 @@ _RULES: dict[str, _Rule] = {
     "conditioning": _one_of(*CONDITIONINGS),
     "loss_output": _one_of(*LOSS_OUTPUTS),
     "epochs": _whole(1),
+    "patience": _whole(1),
     "max_steps": _whole(1),
     "batch_size": _whole(1),
+    "optimizer": _one_of(*OPTIMIZERS),
     "lr": _POSITIVE,
-    "beta1": ("a number from 0 to below 1", lambda value: 0 <= value < 1),
+    "lr_decay": ("a number of at least 1", lambda value: 1 <= value < math.inf),
+    "min_lr": _NOT_NEGATIVE,
+    "beta1": _BELOW_ONE,
+    "momentum": _BELOW_ONE,
+    "final_momentum": _BELOW_ONE,
+    "momentum_epochs": _whole(1),
     "adam_eps": _NOT_NEGATIVE,
     "weight_decay": _NOT_NEGATIVE,
     "g_steps_per_d": _whole(1),
@@ -235,7 +251,7 @@ _OPTIONAL = {
     item.name
     for item in dataclasses.fields(TrainConfig)
     if item.default is None and "from_preset" not in item.metadata
-} | {"save_seconds"}
+} | {"save_seconds", "final_momentum"}
 
 
 def _satisfies(value: Any, holds: Callable[[Any], bool]) -> bool:

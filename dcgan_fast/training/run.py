@@ -32,6 +32,15 @@ class RunFolder:
         return self.path / "metrics.jsonl"
 
     @property
+    def best(self) -> Path:
+        """The checkpoint of the best epoch, where a run validates."""
+        return self.path / "best.pt"
+
+    @property
+    def validation(self) -> Path:
+        return self.path / "validation.jsonl"
+
+    @property
     def curves(self) -> Path:
         return self.path / "losses.png"
 

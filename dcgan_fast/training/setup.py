@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.optim import Adam
+from torch.optim import SGD, Adam, Optimizer
 
 from .. import models
 from ..data import Dataset, prepare
@@ -113,7 +113,19 @@ def placed(network: nn.Module, device: torch.device, layout: torch.memory_format
     return network.to(device).to(memory_format=layout)  # type: ignore[call-overload]
 
 
-def adam(network: nn.Module, config: TrainConfig) -> Adam:
+def make_optimizer(network: nn.Module, config: TrainConfig) -> Optimizer:
+    """The optimiser that ``config`` asks for, over the weights of ``network``."""
+    if config.optimizer == "adam":
+        return _adam(network, config)
+    return SGD(
+        network.parameters(),
+        lr=config.lr,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+    )
+
+
+def _adam(network: nn.Module, config: TrainConfig) -> Adam:
     """Adam as configured, in PyTorch's fused form where the device has it."""
 
     def make(fused: bool) -> Adam:

@@ -36,8 +36,8 @@ from .checkpoint import (
 from .config import DIGITS_WIDTH, EPOCHS, STEPS_AT_LEAST, TrainConfig
 from .log import MetricsFile, MetricsWindow, Record, TrainingDiverged
 from .run import RunFolder, find_checkpoint, new_run
+from .schedule import Schedule
 from .setup import (
-    adam,
     build_networks,
     check_networks,
     config_of,
@@ -45,10 +45,12 @@ from .setup import (
     count_classes,
     derived_seed,
     load_data,
+    make_optimizer,
     placed,
 )
 from .signals import StopRequest
 from .step import METRICS, AdversarialStep, Sample
+from .validation import Validation, hold_out
 
 _MAX_GRIDS = 50  # a run; more epochs than that get a grid every few
 _MAX_ROWS = 32  # of a grid of classes; of more than that some are shown
@@ -81,6 +83,8 @@ class Trainer:
         epoch, epochs, steps_per_epoch: the same in epochs; only whole ones count as done.
         classes: how many labels the data has where the networks take them, else 0.
         records: what ``metrics.jsonl`` holds, a list of dicts.
+        validation, likelihoods: where ``config.patience`` is given: what measures the held-out images, and what
+            ``validation.jsonl`` holds. ``best.pt`` is the checkpoint of the best epoch.
         run: the run's folder, None before :meth:`fit` and where ``config.out`` is None.
 
     Raises:
@@ -110,6 +114,8 @@ class Trainer:
         elif getattr(generator, "classes", 0):
             config = dataclasses.replace(config, conditional=True)
         self.dataset = load_data(config) if dataset is None else dataset
+        if config.patience is not None:
+            self.dataset, held_out = hold_out(self.dataset)
         self.classes = count_classes(self.dataset) if config.conditional else 0
         self.steps_per_epoch = self._count_steps(config)
         self.config = self._resolve(config, None if dataset is None else dataset.name)
@@ -123,8 +129,14 @@ class Trainer:
         self._layout = torch.channels_last if config.channels_last else torch.contiguous_format
         self.generator = placed(generator, self.device, self._layout)
         self.discriminator = placed(discriminator, self.device, self._layout)
-        self.optimizer_g = adam(self.generator, self.config)
-        self.optimizer_d = adam(self.discriminator, self.config)
+        self.optimizer_g = make_optimizer(self.generator, self.config)
+        self.optimizer_d = make_optimizer(self.discriminator, self.config)
+        self.validation: Validation | None = None
+        if config.patience is not None:
+            self.validation = Validation(held_out, config.patience, self.generator)
+        self._schedule = Schedule(
+            self.config, self.steps_per_epoch, self.optimizer_g, self.optimizer_d
+        )
 
         self.step = 0
         self.run: RunFolder | None = None
@@ -135,6 +147,7 @@ class Trainer:
         )
         self._window = MetricsWindow(METRICS, config.log_every)
         self._metrics = MetricsFile(None)
+        self._likelihoods = MetricsFile(None)
         self._update = AdversarialStep(
             self.generator,
             self.discriminator,
@@ -210,6 +223,10 @@ class Trainer:
     def records(self) -> Sequence[Record]:
         return self._metrics.records
 
+    @property
+    def likelihoods(self) -> Sequence[Record]:
+        return self._likelihoods.records
+
     # ------------------------------------------------------------------------------------ the loop
 
     def fit(self, callbacks: Sequence[Callback] = ()) -> Path | None:
@@ -222,7 +239,7 @@ class Trainer:
             TrainingDiverged: a loss or a weight is NaN or infinite; the last good checkpoint stays.
             UserError: the output cannot be written.
         """
-        if self.step >= self.last_step:
+        if self.step >= self.last_step or self._is_exhausted():
             return self.run.path if self.run else None
         with StopRequest() as stop:
             self._open_run()
@@ -243,6 +260,7 @@ class Trainer:
         self.generator.train()
         self.discriminator.train()
         for real in self._real_images():
+            self._schedule.set(self.step)
             row = self._update(real, self._draw)
             self.step += 1
             record = self._window.add(self.step, row)
@@ -251,6 +269,9 @@ class Trainer:
             for callback in callbacks:
                 callback.on_step(self)
             complete = self.step == self.last_step
+            if self.validation is not None and self.step % self.steps_per_epoch == 0:
+                self._validate(self.validation)
+                complete = complete or self._is_exhausted()
             if complete and record is None:
                 self._record(self._window.mean(), callbacks)
             if self.step % self.steps_per_epoch == 0 or complete:
@@ -258,6 +279,8 @@ class Trainer:
             if self._save_is_due() or complete or stop.received is not None:
                 self.save()
             stop.raise_if_received()
+            if complete:
+                return
 
     def _real_images(self) -> Iterator[Tensor | Sample]:
         """The batches that train D, with their labels if D takes some, from where the run stands to its end.
@@ -322,6 +345,9 @@ class Trainer:
             self.run = new_run(self.config.out, self.config.name, default)
         self._metrics.path = self.run.metrics
         self._metrics.rewind(self.step, self.config.log_every)
+        if self.validation is not None:
+            self._likelihoods.path = self.run.validation
+            self._likelihoods.rewind(self.step, every=1)
         save_png(self._draw_real_grid(), self.run.real)
         self.config = dataclasses.replace(
             self.config, out=str(self.run.path.parent), name=self.run.path.name
@@ -341,6 +367,18 @@ class Trainer:
         self._metrics.append(record)
         for callback in callbacks:
             callback.on_record(self, record)
+
+    def _is_exhausted(self) -> bool:
+        return self.validation is not None and self.validation.exhausted(self.epoch)
+
+    def _validate(self, validation: Validation) -> None:
+        """Measure the networks as they are; the best so far are kept."""
+        self._check_finite()
+        found, sigma = validation.measure(self.epoch, bn=self.config.bn)
+        record = {"step": self.step, "epoch": self.epoch, "log_likelihood": found, "sigma": sigma}
+        self._likelihoods.append(record)
+        if self.run is not None and validation.is_best(self.epoch):
+            save_checkpoint(self.run.best, self.state())
 
     def _end_epoch(self, callbacks: Sequence[Callback], complete: bool) -> None:
         for callback in callbacks:
@@ -419,6 +457,7 @@ class Trainer:
         self._check_finite()
         if self.run is not None:
             self._metrics.sync()
+            self._likelihoods.sync()
             save_checkpoint(self.run.checkpoint, self.state(), keep=PREVIOUS_NAME)
         self._saved_at = time.monotonic()
 
@@ -449,6 +488,7 @@ class Trainer:
             "step": self.step,
             "epoch": self.epoch,
             "metrics": self._window.state(),
+            "validation": self.validation.state() if self.validation else None,
             "train_config": self.config.to_dict(),
         }
 
@@ -470,6 +510,8 @@ class Trainer:
             torch.cuda.set_rng_state(rng["cuda"], self.device)
         self.step = checkpoint["step"]
         self._window.load(checkpoint["metrics"], self.step, self.device)
+        if self.validation is not None:
+            self.validation.load(checkpoint["validation"])
         if self.config.out is not None:
             self.run = RunFolder(file.parent)
 
@@ -517,7 +559,8 @@ class Trainer:
         """Fill in what depends on the data, so that a continued run does not decide it anew."""
         epochs = config.epochs or max(EPOCHS, math.ceil(STEPS_AT_LEAST / self.steps_per_epoch))
         data = own_data or config.data
-        width = DIGITS_WIDTH if data == "digits" else None
+        sized = models.PRESETS[config.preset].knows("ngf")
+        width = DIGITS_WIDTH if data == "digits" and sized else None
         return dataclasses.replace(
             config,
             data=data,

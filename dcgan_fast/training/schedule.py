@@ -1,0 +1,45 @@
+"""How the learning rate falls and the momentum grows with the steps of a run."""
+
+from __future__ import annotations
+
+from torch.optim import SGD, Optimizer
+
+from .config import TrainConfig
+
+
+class Schedule:
+    """Sets both optimisers' rates before each step; what a step gets depends on its number alone.
+
+    The rate falls by a factor at each step, down to ``config.min_lr``. The momentum of SGD grows from one end of an
+    epoch to the next, in equal steps, until it is ``config.final_momentum`` after ``config.momentum_epochs``: both as
+    pylearn2's ``ExponentialDecay`` and ``MomentumAdjustor`` have it in goodfeli/adversarial.
+    """
+
+    def __init__(self, config: TrainConfig, steps_per_epoch: int, *optimizers: Optimizer) -> None:
+        self._config, self._steps_per_epoch = config, steps_per_epoch
+        self._optimizers = optimizers
+
+    def lr(self, step: int) -> float:
+        """The learning rate of step number ``step``, from 0."""
+        config = self._config
+        if config.lr_decay == 1:
+            return config.lr
+        falling: float = config.lr / config.lr_decay**step
+        return max(falling, min(config.min_lr, config.lr))
+
+    def momentum(self, step: int) -> float:
+        """The momentum of step number ``step``, from 0."""
+        config = self._config
+        if config.final_momentum is None:
+            return config.momentum
+        part = min(step // self._steps_per_epoch / config.momentum_epochs, 1.0)
+        return config.momentum + part * (config.final_momentum - config.momentum)
+
+    def set(self, step: int) -> None:
+        """Make the optimisers ready for step number ``step``, from 0."""
+        lr, momentum = self.lr(step), self.momentum(step)
+        for optimizer in self._optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+                if isinstance(optimizer, SGD):
+                    group["momentum"] = momentum
