@@ -179,11 +179,12 @@ def test_convolutions_agree_on_any_geometry(
     if last:
         x, plain = (t.to(memory_format=torch.channels_last) for t in (x, plain))
     try:
-        plain(x, labels)
+        y = as_float64(plain)(x.double(), labels)
     except RuntimeError:  # PyTorch refuses this shape: so must we
         with pytest.raises((RuntimeError, ValueError)):
             fuse(plain)(x, labels)
         return
+    assume(all(y.shape[2:]))  # of no pixels PyTorch makes an empty map if there are no images either
     compare(plain, x, labels, floor=1024)
 
 
