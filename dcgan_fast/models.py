@@ -14,6 +14,7 @@ newmu             the paper's code, Newmu/dcgan_code: ``faces/train_uncond_dcgan
 newmu-svhn        the same: the 32x32 SVHN model of ``svhn/`` (``svhn_unsup_all_conv_dcgan_...``)
 newmu-imagenet32  the same: ``imagenet/load_pretrained.py``
 carpedm20         carpedm20/DCGAN-tensorflow ``model.py``, the net without labels
+cgan-multimodal   Mirza, Osindero 2014 (arXiv 1411.1784), section 4.2: :mod:`dcgan_fast.tags`
 ================  ==============================================================================
 
 Where a source is silent the choice made here stands beside the preset in :data:`PRESETS`.
@@ -40,6 +41,7 @@ __all__ = [
     "BN_MODES",
     "INIT_SCHEMES",
     "PRESETS",
+    "WORD_PRESETS",
     "Discriminator",
     "Generator",
     "Preset",
@@ -495,6 +497,11 @@ PRESETS: dict[str, Preset] = {
     ),
 }
 
+WORD_PRESETS: dict[str, str] = {
+    "cgan-multimodal": "the CGAN paper's section 4.2: image features and noise to word vectors",
+}
+"""Presets of :func:`build` whose networks make no images, and what they are; ``dcgan-fast tags`` trains them."""
+
 
 def _preset(owner: str, name: str) -> Preset:
     return PRESETS[_choice(owner, "preset", name, tuple(PRESETS))]
@@ -504,8 +511,12 @@ def _settings(network: type[_Network]) -> tuple[str, ...]:
     return tuple(inspect.signature(network).parameters)
 
 
-def build(preset: str = "pytorch", **overrides: Any) -> tuple[Generator, Discriminator]:
-    """Build and initialise the two networks of ``preset`` (a name in :data:`PRESETS`).
+def build(preset: str = "pytorch", **overrides: Any) -> tuple[Any, Any]:
+    """Build and initialise the two networks of ``preset``, a :class:`Generator` and a :class:`Discriminator`.
+
+    Presets are the names in :data:`PRESETS`; ``cgan-multimodal`` gives a
+    :class:`~dcgan_fast.tags.TagGenerator` and a :class:`~dcgan_fast.tags.TagDiscriminator`, with the
+    settings of :func:`dcgan_fast.tags.nets.build`.
 
     Any argument of :class:`Generator` or :class:`Discriminator` may be overridden; one that both
     have goes to both. Weights are drawn from PyTorch's default random generator by the preset's own
@@ -516,6 +527,8 @@ def build(preset: str = "pytorch", **overrides: Any) -> tuple[Generator, Discrim
     Raises:
         UserError: an unknown preset or setting, or one that breaks its rule.
     """
+    if preset in WORD_PRESETS:
+        return _build_tag_networks(overrides)
     chosen = _preset("build", preset)
     known = dict.fromkeys(_settings(Generator) + _settings(Discriminator))
     unknown = [name for name in overrides if name not in known]
@@ -532,6 +545,16 @@ def build(preset: str = "pytorch", **overrides: Any) -> tuple[Generator, Discrim
     discriminator = Discriminator(**settings(Discriminator, chosen.discriminator))
     weights_init(discriminator, scheme)
     return generator, discriminator
+
+
+def _build_tag_networks(overrides: Config) -> tuple[Any, Any]:
+    from .tags import nets  # which stands on the networks above
+
+    known = inspect.signature(nets.build).parameters
+    unknown = [name for name in overrides if name not in known]
+    if unknown:
+        raise UserError(f"build(): unknown setting '{unknown[0]}'; known are {', '.join(known)}")
+    return nets.build(**overrides)
 
 
 def build_from_config(config: Mapping[str, Config]) -> tuple[Generator, Discriminator]:
