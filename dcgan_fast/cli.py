@@ -1,4 +1,4 @@
-"""The command line: ``dcgan-fast train | sample | parzen | dedup | convert | info | bench``.
+"""The command line: ``dcgan-fast train | sample | parzen | dedup | tags | convert | info | bench``.
 
 Each command turns its arguments into one call of the Python API. What the person at the keyboard
 can mend (:class:`~dcgan_fast.errors.UserError`, a file that cannot be opened, memory that ran out)
@@ -8,13 +8,14 @@ ends in one line and exit status 2.
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import os
 import re
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -30,7 +31,7 @@ from .data.find import NAMES
 from .data.source import SPLITS
 from .devices import pick_device
 from .errors import UserError
-from .files import make_folder
+from .files import make_folder, write_text
 from .nn import explain
 from .training import ProgressBar, TrainConfig, Trainer, load_networks
 from .training.config import DIGITS_WIDTH, EPOCHS, LOSS_OUTPUTS, OPTIMIZERS, STEPS_AT_LEAST
@@ -331,6 +332,90 @@ def _dedup(
     return 0
 
 
+def _tags_train(resume: str | None = None, **settings: Any) -> int:
+    from .tags import TagConfig, TagTrainer
+    from .tags.training import TagProgress
+
+    if resume is None:
+        trainer = TagTrainer(TagConfig(**settings))
+    else:
+        path = resume or Path(settings.pop("out", "runs"), settings.pop("name", None) or "")
+        trainer = TagTrainer.resume(path, **settings)
+    data, last = trainer.data, trainer.config.updates
+    print(
+        f"{len(data.training):,} images of {data.features.width} features to train on, "
+        f"{data.training.pairs:,} tags; {len(data.validation):,} images to score; "
+        f"{len(data.words):,} words of {data.words.width}; {_weights(trainer.generator):,} + "
+        f"{_weights(trainer.discriminator):,} weights; {last} updates on {trainer.device}"
+    )
+    if trainer.step >= last:
+        print(f"complete at update {trainer.step} already; more --updates would continue it")
+        return 0
+    bar = TagProgress(trainer)
+    try:
+        folder = trainer.fit([bar])
+    except (KeyboardInterrupt, SystemExit) as stop:
+        print(
+            f"stopped after update {trainer.step}; continue with: dcgan-fast tags train --resume "
+            f"{trainer.run.path if trainer.run else None}",
+            file=sys.stderr,
+        )
+        return 130 if isinstance(stop, KeyboardInterrupt) else 128 + signal.SIGTERM
+    finally:
+        bar.close()
+    if data.validation:
+        best = max(trainer.scores, key=lambda found: found["precision"])
+        rows = {f"update {best['step']}, the best look": best}
+        rows |= {name: found.to_dict() for name, found in trainer.baselines().items()}
+        _print_table({name: _score_in_words(found) for name, found in rows.items()})
+    print(
+        f"{folder}: {trainer.step} updates; tag images with: dcgan-fast tags predict {folder} IMAGES"
+    )
+    return 0
+
+
+def _score_in_words(found: Mapping[str, float]) -> str:
+    return (
+        f"{found['precision']:.1%} of the words right, {found['recall']:.1%} of the tags found, "
+        f"{found['hit_rate']:.1%} of images with a right word"
+    )
+
+
+def _tags_predict(
+    checkpoint: str,
+    images: str,
+    features: str | None,
+    feature_names: str | None,
+    truth: str | None,
+    out: str,
+    figures: str | None,
+    last: bool,
+    device: str,
+    **settings: Any,
+) -> int:
+    from .tags.predict_images import predict_images
+
+    chosen = pick_device(device)
+    found = predict_images(
+        checkpoint,
+        images,
+        features=features,
+        feature_names=feature_names,
+        truth=truth,
+        best=not last,
+        device=chosen,
+        progress=sys.stderr.isatty(),
+        **settings,
+    )
+    write_text(out, found.to_tsv() if out.lower().endswith(".tsv") else found.to_json())
+    if figures is not None:
+        write_text(figures, json.dumps(found.figures(), indent=2) + "\n")
+    print(f"{out}: {len(found.words):,} images with their words, commonest first")
+    if found.score is not None:
+        print(f"{found.score.images:,} images with tags: {_score_in_words(found.score.to_dict())}")
+    return 0
+
+
 def _convert(source: str, out: str, source_format: str | None, target_format: str | None) -> int:
     done = convert(source, out, source_format=source_format, target_format=target_format)
     print(f"{done.source_format} -> {done.target_format}: {', '.join(map(str, done.files))}")
@@ -341,17 +426,21 @@ def _info(preset: str | None, image_size: int | None) -> int:
     if preset is None:
         _print_table(build_info())
         print("\npresets (dcgan-fast info PRESET says how its networks run):")
-        _print_table({name: preset.summary for name, preset in models.PRESETS.items()})
+        _print_table(
+            {name: preset.summary for name, preset in models.PRESETS.items()} | models.WORD_PRESETS
+        )
         return 0
     overrides = {} if image_size is None else {"image_size": image_size}
     for network in models.build(preset, **overrides):
-        print(f"{type(network).__name__}, {_weights(network):,} weights\n{explain(network)}\n")
-    _print_table(models.training_defaults(preset))
+        runs = network if preset in models.WORD_PRESETS else explain(network)
+        print(f"{type(network).__name__}, {_weights(network):,} weights\n{runs}\n")
+    if preset not in models.WORD_PRESETS:
+        _print_table(models.training_defaults(preset))
     return 0
 
 
-def _bench(json: list[str], report: str | None) -> int:
-    runs = [load_run(path) for path in json or sorted(map(str, _FIGURES.glob("*.json")))]
+def _bench(files: list[str], report: str | None) -> int:
+    runs = [load_run(path) for path in files or sorted(map(str, _FIGURES.glob("*.json")))]
     if not runs:
         raise UserError(f"no figures in {_FIGURES}/ (`make bench` makes some)")
     if report is None:
@@ -407,15 +496,23 @@ def _parser() -> argparse.ArgumentParser:
         )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
-    def add(name: str, run: Callable[..., int], summary: str, text: str, example: str) -> _Parser:
-        added = commands.add_parser(
+    def add(
+        name: str,
+        run: Callable[..., int] | None,
+        summary: str,
+        text: str,
+        example: str,
+        among: Any = commands,
+    ) -> _Parser:
+        added = among.add_parser(
             name,
             parents=[common],
             help=summary,
             description=f"{summary[0].upper()}{summary[1:]}.\n\n{text}".rstrip(),
             epilog=f"example:\n  {example}",
         )
-        added.set_defaults(command=run)
+        if run is not None:
+            added.set_defaults(command=run)
         return added
 
     _train_arguments(
@@ -467,6 +564,41 @@ def _parser() -> argparse.ArgumentParser:
             "dcgan-fast dedup photos/ --out kept.txt && cut -f1 kept.txt",
         )
     )
+    tags = add(
+        "tags",
+        None,
+        "learn to name words for images",
+        "The CGAN paper's multimodal experiment: a generator that makes word vectors of an image's\n"
+        "features and noise; an image's words are the commonest neighbours of many such vectors.",
+        "dcgan-fast tags train tags.tsv photos/ --features resnet.pt2 --words glove.txt --name photos\n"
+        "  dcgan-fast tags predict runs/photos more-photos/",
+    ).add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _tags_train_arguments(
+        add(
+            "train",
+            _tags_train,
+            "train on images with tags",
+            "Tags are a line an image (name, tab, tags with tabs or commas between) or a .json object of\n"
+            "images to lists. Tags without a word vector and images without tags are left out, and\n"
+            "listed. Writes runs/NAME/: figures.json, the scores on images not trained on beside two\n"
+            "baselines'; validation.json, the words for them; left_out.json; metrics.jsonl;\n"
+            "config.json; features.npy; and a checkpoint that training continues from bit for bit.\n"
+            "Ctrl-C writes a checkpoint and ends; a second one ends at once.",
+            "dcgan-fast tags train tags.tsv photos/ --features resnet.pt2 --words glove.txt",
+            tags,
+        )
+    )
+    _tags_predict_arguments(
+        add(
+            "predict",
+            _tags_predict,
+            "name words for images",
+            "Makes 100 word vectors for an image, takes the 20 nearest words of each, and of those the\n"
+            "10 commonest. An image's words do not depend on what other images there are.",
+            "dcgan-fast tags predict runs/tags photos/ --out words.tsv",
+            tags,
+        )
+    )
     _convert_arguments(
         add(
             "convert",
@@ -494,7 +626,7 @@ def _parser() -> argparse.ArgumentParser:
         "with --report writes them to DIR/report.md, and each run's roofline beside it.",
         "dcgan-fast bench benchmarks/results/train.json --report report",
     )
-    bench.add_argument("json", nargs="*", metavar="JSON", help=f"(default: all in {_FIGURES}/)")
+    bench.add_argument("files", nargs="*", metavar="JSON", help=f"(default: all in {_FIGURES}/)")
     bench.add_argument(
         "--report", metavar="DIR", help="a folder, made if it is missing; needs matplotlib"
     )
@@ -821,6 +953,239 @@ def _dedup_arguments(parser: argparse.ArgumentParser) -> None:
         type=_positive,
         metavar="N",
         help="drawn at random to train on (default: 20000, or all)",
+    )
+
+
+def _tags_train_arguments(parser: argparse.ArgumentParser) -> None:
+    from .tags.config import CANDIDATES, OPTIMIZERS, TagConfig
+    from .tags.features import SCALINGS
+
+    parser.usage = "dcgan-fast tags train [TAGS] [IMAGES] [flags]"
+    default = TagConfig()
+    add = _adder(parser.add_argument_group("data"))
+    add("tags", nargs="?", metavar="TAGS", help=f"a .tsv or .json (default: {default.tags})")
+    add(
+        "images",
+        nargs="?",
+        metavar="IMAGES",
+        help="a folder or zip of images, or whatever dcgan-fast train takes (default: the folder of TAGS)",
+    )
+    add(
+        "--features",
+        metavar="WHAT",
+        help="what makes image features: a network exported by torch.export (.pt2) or TorchScript, a "
+        "checkpoint or run folder of ours (its discriminator), or a .npy of features; pixels: the "
+        f"images themselves, at 16x16, a poor stand-in (default: {default.features})",
+    )
+    add(
+        "--feature-names",
+        metavar="FILE",
+        help="names of the images in a .npy, a line each (default: NAME.names.txt beside NAME.npy)",
+    )
+    add(
+        "--feature-size",
+        type=int,
+        metavar="S",
+        help="side of the images (default: the network's, 224)",
+    )
+    add(
+        "--feature-scaling",
+        choices=tuple(SCALINGS),
+        help="of pixels: ImageNet's mean and deviation, -1 to 1, or 0 to 1 (default: imagenet; of "
+        "ours symmetric)",
+    )
+    add(
+        "--words",
+        metavar="FILE",
+        help="word vectors: word2vec's or GloVe's text, or a .npy (default: learned from the tags, by "
+        "gensim)",
+    )
+    add(
+        "--vocabulary",
+        metavar="FILE",
+        help="words of a .npy, a line each (default: NAME.txt beside NAME.npy)",
+    )
+    add(
+        "--candidates",
+        choices=CANDIDATES,
+        help="words to choose from: the tags of the training images, or all that have vectors "
+        f"(default: {default.candidates})",
+    )
+    add(
+        "--min-count",
+        type=int,
+        metavar="N",
+        help="of those tags the ones that so many training images have "
+        f"(default: {default.min_count})",
+    )
+    add(
+        "--centre-words",
+        action=argparse.BooleanOptionalAction,
+        help="bring each number of the vectors to mean 0 and deviation 1 (default: yes)",
+    )
+    add(
+        "--validation",
+        type=float,
+        metavar="X",
+        help=f"share of the images that is scored, not trained on (default: {default.validation})",
+    )
+
+    add(
+        "--validation-tags",
+        metavar="FILE",
+        help="in its place a second file of tags, of images to score: for sets whose images come in "
+        "groups that a choice at random would tear apart",
+    )
+
+    add = _adder(parser.add_argument_group("networks (defaults: the paper's)"))
+    for name, what in (
+        ("nz", "numbers of noise"),
+        ("noise-units", "of the generator, over the noise"),
+        ("g-feature-units", "of the generator, over the features"),
+        ("g-joint-units", "of the generator, over both; 0: none"),
+        ("word-units", "of the discriminator, over the word vector"),
+        ("d-feature-units", "of the discriminator, over the features"),
+        ("d-joint-units", "of the discriminator, maxout units over both"),
+        ("pieces", "linear pieces of a maxout unit"),
+    ):
+        value = getattr(default, name.replace("-", "_"))
+        add(f"--{name}", type=int, metavar="N", help=f"{what} (default: {value})")
+    add(
+        "--dropout",
+        type=float,
+        metavar="X",
+        help=f"share of hidden units left out in training (default: {default.dropout})",
+    )
+
+    add = _adder(parser.add_argument_group("optimisation"))
+    add("--updates", type=int, metavar="N", help=f"of both networks (default: {default.updates})")
+    add(
+        "--batch-size",
+        type=int,
+        metavar="N",
+        help=f"pairs of an image and a tag (default: {default.batch_size})",
+    )
+    add("--optimizer", choices=OPTIMIZERS, help=f"(default: {default.optimizer})")
+    add("--lr", type=float, metavar="X", help=f"learning rate at first (default: {default.lr:g})")
+    add(
+        "--lr-decay",
+        type=float,
+        metavar="X",
+        help=f"divides it after each update (default: {default.lr_decay})",
+    )
+    add(
+        "--lr-min", type=float, metavar="X", help=f"the least it gets (default: {default.lr_min:g})"
+    )
+    add(
+        "--momentum",
+        type=float,
+        metavar="X",
+        help=f"of SGD at first (default: {default.momentum:g})",
+    )
+    add(
+        "--momentum-final",
+        type=float,
+        metavar="X",
+        help=f"to which it grows (default: {default.momentum_final:g})",
+    )
+    add(
+        "--momentum-updates",
+        type=int,
+        metavar="N",
+        help="in which it does (default: all of the run)",
+    )
+    add(
+        "--seed",
+        type=int,
+        metavar="N",
+        help=f"of weights, noise, order and the choice of validation images (default: {default.seed})",
+    )
+
+    add = _adder(parser.add_argument_group("machine"))
+    add("--device", help="cpu, cuda, cuda:1 ... (default: CUDA where there is one)")
+    add("--threads", type=int, metavar="N", help="of the CPU (default: PyTorch's choice)")
+
+    add = _adder(parser.add_argument_group("output"))
+    add("--out", metavar="DIR", help=f"where runs are kept (default: {default.out})")
+    add("--name", help="of the run (default: tags)")
+    add(
+        "--log-every",
+        type=int,
+        metavar="N",
+        help=f"updates averaged into a line of metrics.jsonl (default: {default.log_every})",
+    )
+    add(
+        "--score-every",
+        type=int,
+        metavar="N",
+        help=f"updates between looks at the validation images (default: {default.score_every})",
+    )
+    add(
+        "--save-seconds",
+        type=float,
+        metavar="T",
+        help=f"between checkpoints, besides the looks (default: {default.save_seconds:g})",
+    )
+
+    add = _adder(parser.add_argument_group("continuing"))
+    add(
+        "--resume",
+        nargs="?",
+        const="",
+        metavar="RUN",
+        help="continue a run, bit for bit: a run folder, a checkpoint, or else the newest run in "
+        "--out; only --updates (upwards), --save-seconds, --device and --threads may differ",
+    )
+
+
+def _tags_predict_arguments(parser: argparse.ArgumentParser) -> None:
+    from .tags.prediction import NEAREST, SAMPLES, TOP
+
+    parser.add_argument("checkpoint", metavar="RUN", help="a run folder or a checkpoint")
+    parser.add_argument(
+        "images", metavar="IMAGES", help="as for tags train, or a .npy of their features"
+    )
+    parser.add_argument(
+        "--features", metavar="WHAT", help="what makes their features, where it has moved since"
+    )
+    parser.add_argument("--feature-names", metavar="FILE", help="as for tags train")
+    parser.add_argument(
+        "--tags", dest="truth", metavar="FILE", help="their true tags, to be scored against"
+    )
+    parser.add_argument(
+        "--out",
+        default="words.json",
+        metavar="FILE",
+        help=".tsv, or else JSON: images and their words (default: words.json)",
+    )
+    parser.add_argument("--figures", metavar="FILE", help="write the score as JSON")
+    for name, value, what in (
+        ("samples", SAMPLES, "word vectors made for an image"),
+        ("nearest", NEAREST, "words near a vector that are counted"),
+        ("top", TOP, "commonest words that are named"),
+    ):
+        parser.add_argument(
+            f"--{name}",
+            type=_positive,
+            default=value,
+            metavar="N",
+            help=f"{what} (default: {value})",
+        )
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="of the noise (default: 0)"
+    )
+    parser.add_argument(
+        "--dropout",
+        action="store_true",
+        help="leave units out as in training: vectors that differ more",
+    )
+    parser.add_argument(
+        "--last",
+        action="store_true",
+        help="the generator of the last update, not of the best look at the validation images",
+    )
+    parser.add_argument(
+        "--device", default="auto", help="cpu, cuda, cuda:1 ... (default: CUDA where there is one)"
     )
 
 

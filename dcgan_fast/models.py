@@ -15,6 +15,7 @@ newmu-imagenet32  the same: ``imagenet/load_pretrained.py``
 carpedm20         carpedm20/DCGAN-tensorflow ``model.py``, the net without labels
 cgan-dcgan        Newmu/dcgan_code ``mnist/train_cond_dcgan.py``, with labels
 cgan-mnist        Mirza, Osindero 2014 (arXiv 1411.1784), section 4.1: layers of units, with labels
+cgan-multimodal   Mirza, Osindero 2014 (arXiv 1411.1784), section 4.2: :mod:`dcgan_fast.tags`
 ================  ==============================================================================
 
 Where a source is silent the choice made here stands beside the preset in :data:`PRESETS`.
@@ -54,6 +55,7 @@ __all__ = [
     "INIT_SCHEMES",
     "NETWORKS",
     "PRESETS",
+    "WORD_PRESETS",
     "ConditionalDiscriminator",
     "ConditionalGenerator",
     "Discriminator",
@@ -238,6 +240,11 @@ PRESETS: dict[str, Preset] = {
     ),
 }
 
+WORD_PRESETS: dict[str, str] = {
+    "cgan-multimodal": "the CGAN paper's section 4.2: image features and noise to word vectors",
+}
+"""Presets of :func:`build` whose networks make no images, and what they are; ``dcgan-fast tags`` trains them."""
+
 
 def _preset(owner: str, name: str) -> Preset:
     return PRESETS[choice(owner, "preset", name, tuple(PRESETS))]
@@ -248,7 +255,11 @@ def _settings(network: type[nn.Module]) -> tuple[str, ...]:
 
 
 def build(preset: str = "pytorch", **overrides: Any) -> tuple[Any, Any]:
-    """Build and initialise the two networks of ``preset`` (a name in :data:`PRESETS`).
+    """Build and initialise the two networks of ``preset``, a generator and a discriminator.
+
+    Presets are the names in :data:`PRESETS`; ``cgan-multimodal`` gives a
+    :class:`~dcgan_fast.tags.TagGenerator` and a :class:`~dcgan_fast.tags.TagDiscriminator`, with the
+    settings of :func:`dcgan_fast.tags.nets.build`.
 
     Any argument of its networks, :class:`Generator` and :class:`Discriminator` or those with labels,
     may be overridden; one that both have goes to both. Weights are drawn from PyTorch's default
@@ -260,6 +271,8 @@ def build(preset: str = "pytorch", **overrides: Any) -> tuple[Any, Any]:
     Raises:
         UserError: an unknown preset or setting, or one that breaks its rule.
     """
+    if preset in WORD_PRESETS:
+        return _build_tag_networks(overrides)
     chosen = _preset("build", preset)
     kinds = chosen.networks
     known = dict.fromkeys(_settings(kinds[0]) + _settings(kinds[1]))
@@ -277,6 +290,16 @@ def build(preset: str = "pytorch", **overrides: Any) -> tuple[Any, Any]:
     discriminator = kinds[1](**settings(kinds[1], chosen.discriminator))
     weights_init(discriminator, scheme)
     return generator, discriminator
+
+
+def _build_tag_networks(overrides: Config) -> tuple[Any, Any]:
+    from .tags import nets  # which stands on the networks above
+
+    known = inspect.signature(nets.build).parameters
+    unknown = [name for name in overrides if name not in known]
+    if unknown:
+        raise UserError(f"build(): unknown setting '{unknown[0]}'; known are {', '.join(known)}")
+    return nets.build(**overrides)
 
 
 def build_from_config(config: Mapping[str, Config]) -> tuple[Generator, Discriminator]:

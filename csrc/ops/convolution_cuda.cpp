@@ -36,7 +36,7 @@ const char* conv_cuda_refusal(const Convolution& c, const Tensor& weight, at::In
 
 const char* conv_cuda_name(at::ScalarType type) {
   if (type != at::kFloat) return "tensor cores";
-  switch (precision()) {
+  switch (float32_precision()) {
     case cuda::Precision::kTf32: return "tensor cores, tf32";
     case cuda::Precision::kTf32x3: return "tensor cores, 3 x tf32";
     default: return "float32 multiply-add";

@@ -60,15 +60,24 @@ class RunFolder:
         """The samples after ``epoch``, counted from 1."""
         return self.path / "samples" / f"epoch_{epoch:04d}.png"
 
+    def folders(self) -> tuple[Path, ...]:
+        """Those that are written to."""
+        return self.path, self.path / "samples"
+
     def prepare(self) -> None:
         """Make the folders, and remove what a killed process was writing."""
-        make_folder(self.path / "samples")
-        for folder in (self.path, self.path / "samples"):
+        for folder in self.folders():
+            make_folder(folder)
             for leftover in folder.glob(".*.tmp"):
                 remove_if_there(leftover)
 
 
-def new_run(out: str | os.PathLike[str], name: str | None, default_name: str) -> RunFolder:
+def new_run(
+    out: str | os.PathLike[str],
+    name: str | None,
+    default_name: str,
+    kind: type[RunFolder] = RunFolder,
+) -> RunFolder:
     """Make the folder of a new run in ``out``: ``name``, or ``default_name`` and a free number.
 
     Raises:
@@ -91,7 +100,7 @@ def new_run(out: str | os.PathLike[str], name: str | None, default_name: str) ->
         if Path(name).name != name or name in (".", ".."):
             raise UserError(f"the name of a run must be one folder's name, got '{name}'")
         path = make_folder(parent / name)
-    run = RunFolder(path)
+    run = kind(path)
     if run.checkpoint.exists():
         raise UserError(
             f"{path} holds a run already: continue it with --resume, or choose another --name"
