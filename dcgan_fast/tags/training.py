@@ -405,6 +405,7 @@ class TagTrainer:
         torch.set_rng_state(rng["torch"])
         if self.device.type == "cuda" and rng["cuda"] is not None:
             torch.cuda.set_rng_state(rng["cuda"], self.device)
+        self.data.extractor = checkpoint["data"]["extractor"]  # its file may be gone by now
         self.step = checkpoint["step"]
         self.scores = list(checkpoint["scores"])
         self.best = checkpoint["best"]
