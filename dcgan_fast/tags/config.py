@@ -14,7 +14,8 @@ from .features import PIXELS, SCALINGS
 
 __all__ = ["TagConfig"]
 
-OPTIMIZERS = ("sgd", "adam")
+LEARNING_RATES = {"sgd": 0.1, "adam": 5e-4}
+OPTIMIZERS = tuple(LEARNING_RATES)
 CANDIDATES = ("tags", "all")
 
 # What a continued run may change.
@@ -60,10 +61,10 @@ class TagConfig:
     dropout: float = 0.5
 
     # Optimisation
-    updates: int = 6000
+    updates: int = 3000
     batch_size: int = 100  # P
-    optimizer: str = "sgd"  # P
-    lr: float = 0.1  # P
+    optimizer: str = "sgd"  # P; "adam", with beta1 0.5, was steadier and better on emoji
+    lr: float | None = None  # None: LEARNING_RATES; P: 0.1
     lr_decay: float = 1.00004  # P: divides the rate after each update
     lr_min: float = 1e-6  # P
     momentum: float = 0.5  # P
@@ -87,6 +88,8 @@ class TagConfig:
             value = getattr(self, name)
             if not (value is None and name in _OPTIONAL or _satisfies(value, holds)):
                 raise UserError(f"'{name}' must be {rule}, got {value!r}")
+        if self.lr is None:
+            self.lr = LEARNING_RATES[self.optimizer]
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
