@@ -836,8 +836,8 @@ def _tags_train_arguments(parser: argparse.ArgumentParser) -> None:
         "--min-count",
         type=int,
         metavar="N",
-        help="of those tags the ones that so many training images have "
-        f"(default: {default.min_count})",
+        help="of those tags the ones that so many training images have (default: 1; where vectors are "
+        f"learned from the tags {default.min_count})",
     )
     add(
         "--centre-words",

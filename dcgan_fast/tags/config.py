@@ -11,6 +11,7 @@ from typing import Any
 
 from ..errors import UserError
 from .features import PIXELS, SCALINGS
+from .skip_gram import MIN_COUNT
 
 __all__ = ["TagConfig"]
 
@@ -44,7 +45,9 @@ class TagConfig:
     candidates: str = (
         "tags"  # words to choose from: "tags" of the training images, or "all" vectors
     )
-    min_count: int = 1  # of those tags, the ones that so many training images have
+    min_count: int | None = (
+        None  # of those tags the ones on so many training images ; None: 1, 5 of learned ones
+    )
     centre_words: bool = True  # each number of the vectors to mean 0, deviation 1
     validation: float = 0.1  # share of the images that is not trained on, but scored, at random
     validation_tags: str | None = None  # in its place: a second file of tags, of images to score
@@ -88,6 +91,8 @@ class TagConfig:
             value = getattr(self, name)
             if not (value is None and name in _OPTIONAL or _satisfies(value, holds)):
                 raise UserError(f"'{name}' must be {rule}, got {value!r}")
+        if self.min_count is None:
+            self.min_count = MIN_COUNT if self.words is None else 1
         if self.lr is None:
             self.lr = LEARNING_RATES[self.optimizer]
 
