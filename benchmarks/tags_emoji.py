@@ -304,6 +304,7 @@ GANS: dict[str, tuple[str, dict[str, Any]]] = {
     "GloVe as it is, SGD": ("glove", {**FIFTH, "centre_words": False}),
     "GloVe, SGD": ("glove", FIFTH),
     "GloVe, words on 5 pictures, SGD": ("glove", {**FIFTH, "min_count": 5}),
+    "GloVe, words on 5 pictures, Adam": ("glove", {**FIFTH, **ADAM, "min_count": 5}),
     "skip-gram, SGD": ("tags", FIFTH),
     "skip-gram, Adam": ("tags", {**FIFTH, **ADAM}),
     "skip-gram, Adam, a joint layer in G": ("tags", {**FIFTH, **ADAM, "g_joint_units": 200}),
