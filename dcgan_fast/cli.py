@@ -957,7 +957,7 @@ def _dedup_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _tags_train_arguments(parser: argparse.ArgumentParser) -> None:
-    from .tags.config import CANDIDATES, OPTIMIZERS, TagConfig
+    from .tags.config import CANDIDATES, LEARNING_RATES, OPTIMIZERS, TagConfig
     from .tags.features import SCALINGS
 
     parser.usage = "dcgan-fast tags train [TAGS] [IMAGES] [flags]"
@@ -1015,8 +1015,8 @@ def _tags_train_arguments(parser: argparse.ArgumentParser) -> None:
         "--min-count",
         type=int,
         metavar="N",
-        help="of those tags the ones that so many training images have "
-        f"(default: {default.min_count})",
+        help="of those tags the ones that so many training images have (default: 1; where vectors are "
+        f"learned from the tags {default.min_count})",
     )
     add(
         "--centre-words",
@@ -1065,8 +1065,13 @@ def _tags_train_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help=f"pairs of an image and a tag (default: {default.batch_size})",
     )
-    add("--optimizer", choices=OPTIMIZERS, help=f"(default: {default.optimizer})")
-    add("--lr", type=float, metavar="X", help=f"learning rate at first (default: {default.lr:g})")
+    add(
+        "--optimizer",
+        choices=OPTIMIZERS,
+        help=f"(default: {default.optimizer}, the paper's; adam was steadier and better on emoji)",
+    )
+    rates = ", ".join(f"{name} {rate:g}" for name, rate in LEARNING_RATES.items())
+    add("--lr", type=float, metavar="X", help=f"learning rate at first (default: {rates})")
     add(
         "--lr-decay",
         type=float,

@@ -433,6 +433,15 @@ def test_wrong_settings(setting: str, value: object, message: str) -> None:
         TagConfig(**{setting: value})
 
 
+def test_each_optimizer_has_a_rate_of_its_own() -> None:
+    assert (TagConfig().lr, TagConfig(optimizer="adam").lr) == (0.1, 5e-4)
+    assert TagConfig(optimizer="adam", lr=0.1).lr == 0.1
+
+
+def test_rare_tags_are_left_out_where_vectors_are_learned() -> None:
+    assert (TagConfig().min_count, TagConfig(words="w.txt").min_count) == (5, 1)
+
+
 def test_config_as_a_dictionary() -> None:
     chosen = TagConfig(tags="a.json", lr=0.3)
     assert TagConfig.from_dict(json.loads(chosen.to_json())) == chosen

@@ -11,10 +11,12 @@ from typing import Any
 
 from ..errors import UserError
 from .features import PIXELS, SCALINGS
+from .skip_gram import MIN_COUNT
 
 __all__ = ["TagConfig"]
 
-OPTIMIZERS = ("sgd", "adam")
+LEARNING_RATES = {"sgd": 0.1, "adam": 5e-4}
+OPTIMIZERS = tuple(LEARNING_RATES)
 CANDIDATES = ("tags", "all")
 
 # What a continued run may change.
@@ -43,7 +45,9 @@ class TagConfig:
     candidates: str = (
         "tags"  # words to choose from: "tags" of the training images, or "all" vectors
     )
-    min_count: int = 1  # of those tags, the ones that so many training images have
+    min_count: int | None = (
+        None  # of those tags the ones on so many training images ; None: 1, 5 of learned ones
+    )
     centre_words: bool = True  # each number of the vectors to mean 0, deviation 1
     validation: float = 0.1  # share of the images that is not trained on, but scored, at random
     validation_tags: str | None = None  # in its place: a second file of tags, of images to score
@@ -60,10 +64,10 @@ class TagConfig:
     dropout: float = 0.5
 
     # Optimisation
-    updates: int = 6000
+    updates: int = 3000
     batch_size: int = 100  # P
-    optimizer: str = "sgd"  # P
-    lr: float = 0.1  # P
+    optimizer: str = "sgd"  # P; "adam", with beta1 0.5, was steadier and better on emoji
+    lr: float | None = None  # None: LEARNING_RATES; P: 0.1
     lr_decay: float = 1.00004  # P: divides the rate after each update
     lr_min: float = 1e-6  # P
     momentum: float = 0.5  # P
@@ -87,6 +91,10 @@ class TagConfig:
             value = getattr(self, name)
             if not (value is None and name in _OPTIONAL or _satisfies(value, holds)):
                 raise UserError(f"'{name}' must be {rule}, got {value!r}")
+        if self.min_count is None:
+            self.min_count = MIN_COUNT if self.words is None else 1
+        if self.lr is None:
+            self.lr = LEARNING_RATES[self.optimizer]
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

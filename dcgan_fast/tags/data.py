@@ -83,7 +83,8 @@ def load_tag_data(config: TagConfig, features: Features | None = None) -> TagDat
             f"there {len(joined.untagged):,} have no tags, {len(joined.wordless):,} none with a vector"
         )
     if config.candidates == "tags":
-        words, training, validation = _only_tags(words, training, validation, config.min_count)
+        rare = config.min_count or 1
+        words, training, validation = _only_tags(words, training, validation, rare)
     if config.centre_words:
         words = centred(words)
     made_by = file_digest(config.features)
@@ -92,7 +93,8 @@ def load_tag_data(config: TagConfig, features: Features | None = None) -> TagDat
 
 def _words(config: TagConfig, tags: Tags, held: Tags) -> WordVectors:
     if config.words is None:
-        return train_skip_gram(tags.values(), seed=config.seed)
+        assert config.min_count is not None  # TagConfig has set it
+        return train_skip_gram(tags.values(), min_count=config.min_count, seed=config.seed)
     everything = {tag for own in (*tags.values(), *held.values()) for tag in own}
     only = None if config.candidates == "all" else everything
     return load_words(config.words, config.vocabulary, only=only)

@@ -276,7 +276,11 @@ def load_extractor(
             discriminator = load_networks(path)[1]
             if discriminator is None:
                 raise UserError(f"{path} holds no discriminator to take features from")
-            assert isinstance(discriminator, Discriminator)
+            if not isinstance(discriminator, Discriminator):
+                raise UserError(
+                    f"{path} holds a {type(discriminator).__name__}; features are taken from a "
+                    "Discriminator, which sees images alone"
+                )
             network = _ConvolutionFeatures(discriminator)
             chosen |= {"channels": discriminator.nc, "scaling": "symmetric"}
             chosen |= {"image_size": discriminator.image_size}

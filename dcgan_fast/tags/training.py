@@ -250,7 +250,7 @@ class TagTrainer:
     def _schedule(self) -> None:
         """The rate falls by a factor an update, momentum grows by equal steps (the paper's)."""
         config = self.config
-        assert config.momentum_updates is not None  # __init__() has set it
+        assert config.momentum_updates and config.lr  # set where they were left out
         rate = max(config.lr * config.lr_decay**-self.step, config.lr_min)
         grown = min(1.0, self.step / config.momentum_updates)
         momentum = config.momentum + grown * (config.momentum_final - config.momentum)
@@ -405,6 +405,7 @@ class TagTrainer:
         torch.set_rng_state(rng["torch"])
         if self.device.type == "cuda" and rng["cuda"] is not None:
             torch.cuda.set_rng_state(rng["cuda"], self.device)
+        self.data.extractor = checkpoint["data"]["extractor"]  # its file may be gone by now
         self.step = checkpoint["step"]
         self.scores = list(checkpoint["scores"])
         self.best = checkpoint["best"]
@@ -467,6 +468,7 @@ def _widths(config: TagConfig) -> dict[str, Any]:
 
 
 def _optimizer(network: nn.Module, config: TagConfig) -> torch.optim.Optimizer:
+    assert config.lr is not None  # TagConfig has set it
     if config.optimizer == "adam":
         return torch.optim.Adam(network.parameters(), lr=config.lr, betas=(0.5, 0.999))
     return torch.optim.SGD(network.parameters(), lr=config.lr, momentum=config.momentum)
