@@ -180,7 +180,9 @@ def test_convolutions_agree_on_any_geometry(
         with pytest.raises((RuntimeError, ValueError)):
             fuse(plain)(x, labels)
         return
-    assume(all(y.shape[2:]))  # of no pixels PyTorch makes an empty map if there are no images either
+    assume(
+        all(y.shape[2:])
+    )  # of no pixels PyTorch makes an empty map if there are no images either
     compare(plain, x, labels, floor=1024)
 
 
