@@ -584,6 +584,23 @@ def test_a_change_of_the_weight_is_seen(channels, writer):
     assert_right(maps, weight)
 
 
+@pytest.mark.parametrize(
+    "writer", ["in place", "through a view", "fused Adam", "NumPy", "load_state_dict"]
+)
+def test_some_channels_of_a_weight_are_packed_once_and_anew_after_a_change(channels, writer):
+    """As a layer with labels has them: another view of the weight in each call, with gaps in it."""
+    maps, weight = maps_of(channels), weight_of(channels + 7)
+    cpu.release_memory()
+    with torch.no_grad():
+        first = conv(maps, weight.split([channels, 7], 1)[0])
+        packed = cpu.memory_held().packed_weights
+        assert packed > 0
+        assert torch.equal(conv(maps, weight.split([channels, 7], 1)[0]), first)
+        assert cpu.memory_held().packed_weights == packed
+    WRITERS[writer](weight)
+    assert_right(maps, weight.split([channels, 7], 1)[0])
+
+
 def test_no_write_stays_unseen_after_a_gradient(channels):
     maps, weight = maps_of(channels), weight_of(channels)
     for i in range(8):

@@ -148,7 +148,7 @@ def test_a_layer_is_the_concatenation(layer):
     torch.testing.assert_close(fused(x, labels), expected, rtol=1e-4, atol=1e-5)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     layer=st.sampled_from(CONVOLUTIONS),
     n=st.integers(0, 4),

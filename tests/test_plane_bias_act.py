@@ -310,7 +310,7 @@ def test_build_info_says_what_serves():
     }
 
 
-@pytest.mark.parametrize("capability", ["default", "avx2"])
+@pytest.mark.parametrize("capability", ["default", pytest.param("avx2", marks=pytest.mark.slow)])
 def test_the_kernels_of_lesser_machines_agree(capability):
     """The variants for machines without AVX-512 pass the comparisons above, in a process of their own."""
     names = "test_agrees or float64 or nan"
