@@ -316,7 +316,8 @@ def maxout_linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> 
     Of equal pieces the first wins, and has the whole gradient, as in ``torch.max(dim)`` (``torch.amax`` shares it out).
     Backward keeps a byte for each output, which piece won; in float32 the pieces are never stored, and backward spends
     its multiplications on the winners alone. On CUDA neither are they, of 2 to 5 pieces in all dtypes but float64;
-    there backward is PyTorch's product with a matrix of the gradients at the winners.
+    there backward is PyTorch's product with a matrix of the gradients at the winners, and an infinity among float32
+    inputs may come out as NaN.
 
     Args:
         input: ``(..., in)``, float32, bfloat16, float16 or float64.

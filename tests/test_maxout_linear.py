@@ -127,6 +127,9 @@ def test_a_nan_wins_as_it_does_in_pytorch(where):
     ours, theirs = (run(m, tensors, grad)[0] for m in (functional, reference))
     assert ours.isnan().any() and not ours.isnan().all()
     assert torch.equal(ours.isnan(), theirs.isnan())
+
+
+def test_an_infinity_is_a_number():
     infinite = functional.maxout_linear(
         torch.full((1, 1), torch.inf), torch.tensor([[[1.0], [2.0]], [[-1.0], [-2.0]]])
     )
