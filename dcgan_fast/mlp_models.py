@@ -22,6 +22,23 @@ __all__ = ["MlpDiscriminator", "MlpGenerator"]
 _DISTRIBUTIONS = ("unit", "uniform", "normal")
 
 
+class _Dropout(nn.Dropout):
+    """``nn.Dropout`` that gets four masks of a random number on the CPU. PyTorch's draws one for each, in five times
+    the time, a sixth of a training step.
+
+    What is kept is kept with the multiple of 2**-16 next to ``1 - p``, and scaled by the inverse of just that.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        kept = round((1 - self.p) * 2**16)
+        plain = not self.training or self.p == 0 or kept == 0 or input.device.type != "cpu"
+        if plain or torch.compiler.is_compiling():
+            return super().forward(input)
+        words = torch.empty(-(-input.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+        mask = words.view(torch.int16)[: input.numel()].view(input.shape) < kept - 2**15
+        return input * mask.to(input.dtype).mul_(2**16 / kept)
+
+
 class _MlpNetwork(Described):
     """What the two share: checked settings, labels as vectors, how weights are drawn."""
 
@@ -42,7 +59,7 @@ class _MlpNetwork(Described):
         self.nc: int = self.config["nc"]
         self.classes = self.config["classes"]
         self._pixels = self.nc * self.image_size**2
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = _Dropout(dropout)
 
     def reset_parameters(self) -> None:
         """Weights uniform within ``irange`` of 0, biases 0."""

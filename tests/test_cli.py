@@ -635,6 +635,28 @@ def test_parzen(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     )
 
 
+def test_the_cgan_papers_networks_from_training_to_their_likelihood(
+    tmp_path: Path, cache: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = "fake:240 --preset cgan-mnist --epochs 2 --patience 1 --device cpu --name run --out"
+    assert cli.main(["train", *flags.split(), str(tmp_path)]) == 0
+    run = tmp_path / "run"
+    assert load_checkpoint(run)["train_config"]["optimizer"] == "sgd"
+    best = load_checkpoint(run / "best.pt")
+    lines = [json.loads(line) for line in (run / "validation.jsonl").read_text().splitlines()]
+    assert max(lines, key=lambda line: line["log_likelihood"])["epoch"] == best["epoch"]
+    capsys.readouterr()
+    command = f"parzen {run / 'best.pt'} --data fake:240 --split train --samples 40 --device cpu"
+    assert cli.main(command.split()) == 0
+    # of the samples and the held-out images that the run measured itself by
+    found = lines[best["epoch"] - 1]
+    assert (
+        f"sigma {found['sigma']:.3f}: {found['log_likelihood']:.2f} nats, of 40"
+        in capsys.readouterr().out
+    )
+    assert cli.main(["sample", str(run), "--class", "3", "--out", "three.png"]) == 0
+
+
 def test_parzen_with_a_sigma_searches_none(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = f"parzen {run} --data fake:64 --split all --sigma 0.5 --samples 20 --device cpu"
     assert cli.main(command.split()) == 0

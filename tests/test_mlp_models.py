@@ -74,6 +74,31 @@ def test_dropout_is_of_training_alone():
     assert torch.equal(generator(latent, labels), generator(latent, labels))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
+def test_dropout_leaves_out_its_part_and_scales_the_rest(p, dtype):
+    dropout, x = MlpGenerator(**SMALL_G, dropout=p).dropout, torch.ones(301, 999, dtype=dtype)
+    x.requires_grad_()
+    torch.manual_seed(0)
+    y = dropout(x)
+    kept = y != 0
+    assert kept.double().mean().item() == pytest.approx(1 - p, abs=0.004)
+    for axis in (0, 1):  # nothing is left out by rows or columns
+        assert 0.2 * (1 - p) < kept.double().mean(axis).min() < kept.double().mean(axis).max() < 1
+    torch.testing.assert_close(y[kept], torch.full_like(y[kept], 1 / (1 - p)), rtol=1e-2, atol=0)
+    y.sum().backward()
+    assert torch.equal(x.grad, y.detach())
+    torch.manual_seed(0)
+    assert torch.equal(dropout(x), y) and not torch.equal(dropout(x), y)
+
+
+def test_dropout_of_nothing_and_of_few():
+    dropout = MlpGenerator(**SMALL_G).dropout
+    assert dropout(torch.ones(0, 3)).shape == (0, 3)
+    assert dropout(torch.ones(1, 1)).item() in (0.0, 2.0)
+    assert dropout(torch.ones(2, 2, device="meta")).device.type == "meta"
+
+
 def test_weights_are_drawn_as_the_adversarial_code_draws_them():
     for network, bound in zip(models.build("cgan-mnist"), (0.05, 0.005), strict=True):
         for name, parameter in network.named_parameters():
