@@ -417,7 +417,8 @@ def test_population_statistics_are_the_average_over_batches():
 
 def test_build_info_names_every_op():
     info = dcgan_fast.build_info()
-    assert set(info["ops"]) == {*dcgan_fast.functional.__all__, *dcgan_fast.dedup.OPS}
+    modules = (dcgan_fast.dedup.OPS, dcgan_fast.metrics.OPS)
+    assert set(info["ops"]) == {*dcgan_fast.functional.__all__, *modules[0], *modules[1]}
     assert info["cpu_capability"] in ("AVX512", "AVX2", "DEFAULT")
     assert info["torch"] == torch.__version__
 
