@@ -890,7 +890,7 @@ BUGS = [
         "values",
     ),
     Bug(
-        "rows that do not exist are stored",
+        "windows of rows that do not exist are stored",
         "parzen.cuh",
         "    if (row >= rows_left) break;\n",
         "",
