@@ -15,11 +15,8 @@ pytestmark = pytest.mark.skipif(
 )
 on_a_gpu = pytest.mark.skipif(EMULATED, reason="the emulator has none of this")
 # samples, rows, features: the emulator takes a second for some 5 million products
-SHAPES = (
-    [(1, 1, 1), (65, 3, 784), (300, 129, 33)] + []
-    if EMULATED
-    else [(10_000, 10_000, 784), (100_000, 1_000, 3072)]
-)
+SHAPES = [(1, 1, 1), (65, 3, 784), (300, 129, 33)]
+SHAPES += [] if EMULATED else [(10_000, 10_000, 784), (100_000, 1_000, 3072)]
 
 
 def digits(rows: int, features: int) -> torch.Tensor:

@@ -233,7 +233,10 @@ def test_values_that_are_no_numbers_are_errors_by_name(bad, dtype):
 
 def test_empty():
     assert parzen_log_likelihood(torch.rand(5, 4), torch.rand(0, 4), 0.2).shape == (0,)
-    assert parzen_log_likelihood(torch.rand(5, 4), torch.rand(3, 4), []).shape == (0, 3)
+    for dtype in (torch.float32, torch.float64):
+        samples, data = torch.rand(5, 4, dtype=dtype), torch.rand(3, 4, dtype=dtype)
+        assert parzen_log_likelihood(samples, data, []).shape == (0, 3)
+        assert parzen_log_likelihood(samples, data[:0], [0.1, 0.2]).shape == (2, 0)
     with pytest.raises(ValueError, match="must not be empty"):
         search_sigma(torch.rand(5, 4), torch.rand(0, 4))
     with pytest.raises(ValueError, match="must not be empty"):

@@ -33,13 +33,13 @@ def parzen_log_likelihood(samples: Tensor, data: Tensor, sigma: Tensor) -> Tenso
     centre = samples.double().mean(0)
     y = samples.double() - centre
     half_squares = y.square().sum(1) / 2
-    scales = -2 * sigma.double().to(y.device)[:, None, None].square()
+    inverse_variance = sigma.double().pow(-2).tolist()
     log_sums = []
-    for x in (rows - centre).split(max(1, _PAIRS // len(y))):
+    for x in (rows - centre).split(max(1, _PAIRS // len(y))) if inverse_variance else ():
         half_distances = half_squares - x @ y.T + x.square().sum(1, keepdim=True) / 2
         log_sums.append(
-            torch.stack([(2 * half_distances / scale[0]).logsumexp(1) for scale in scales])
+            torch.stack([(-factor * half_distances).logsumexp(1) for factor in inverse_variance])
         )
-    found = torch.cat(log_sums, 1) if log_sums else rows.new_empty(len(sigma), 0)
+    found = torch.cat(log_sums, 1) if log_sums else rows.new_empty(0, len(rows))
     of_all = math.log(len(y)) + features * math.log(2 * math.pi) / 2
     return found - (features * sigma.to(found).log() + of_all)[:, None]
