@@ -37,7 +37,7 @@ VEC_INLINE void block(int64_t k, const float* a, int64_t stride, const float* b,
 #pragma GCC unroll 16
   for (int i = 0; i < R; ++i) {
 #pragma GCC unroll 4
-    for (int j = 0; j < N; ++j) sums[i][j] = accumulate ? load(c + i * kGemmPanel + j * kLanes) : broadcast(0.0f);
+    for (int j = 0; j < N; ++j) sums[i][j] = broadcast(0.0f);
   }
   for (int64_t l = 0; l < k; ++l) {
     V row[N];
@@ -54,7 +54,10 @@ VEC_INLINE void block(int64_t k, const float* a, int64_t stride, const float* b,
 #pragma GCC unroll 16
   for (int i = 0; i < R; ++i) {
 #pragma GCC unroll 4
-    for (int j = 0; j < N; ++j) store(c + i * kGemmPanel + j * kLanes, sums[i][j]);
+    for (int j = 0; j < N; ++j) {
+      float* const at = c + i * kGemmPanel + j * kLanes;
+      store(at, accumulate ? load(at) + sums[i][j] : sums[i][j]);  // added last: short sums, and so less rounding
+    }
   }
 }
 

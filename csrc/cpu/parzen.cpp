@@ -19,14 +19,11 @@
 namespace dcgan_fast::cpu::CPU_CAPABILITY {
 namespace {
 
-// Samples that are packed at once, to be met by all rows: with 784 features 6 MB, in L3 or a thread's share of it. A row is
-// centred anew for each such part, which is 1 addition to 2048 multiplications.
-constexpr int64_t kPackedSamples = 2048;
-// Rows that meet a panel of 64 samples: with 784 features 400 KB, beside sums and windows in L2.
-constexpr int64_t kBlockRows = 21 * kGemmRows;
-// A sum over many features is taken in parts: the rounding of long sums is what would decide the error (2e-3 nats at 784
-// features and sigma 0.2 in one part, 3e-4 in four).
-constexpr int64_t kPartFeatures = 256;
+// What is packed at once of the samples, to be met by all rows: with 784 features some 5,000. They are read once a block of
+// rows, 2 GB/s a thread, so L3 need not hold them. A row is centred anew for each such part.
+constexpr int64_t kPackedBytes = 16 << 20;
+// Rows that meet a panel of 64 samples: with 784 features 800 KB, beside the panel, sums and windows in L2.
+constexpr int64_t kBlockRows = 42 * kGemmRows;
 // A term of exp(-40) of the largest one: 10^9 of them change the sum's logarithm by 4e-9.
 constexpr float kNothing = -40;
 // Half the square of a row's distance from the centre; beyond it float32 overflows.
@@ -35,6 +32,7 @@ constexpr double kMostSquare = 1e37;
 using V = Vec<float>;
 constexpr int64_t kLanes = lanes<float>;
 static_assert(kGemmPanel % kLanes == 0);
+constexpr int64_t kVectors = kGemmPanel / kLanes;
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -59,7 +57,8 @@ double centred(const float* row, const float* centre, int64_t features, float* o
   return std::accumulate(squares, squares + kTogether, 0.0) / 2;
 }
 
-// 64 samples as gemm reads them, and half their squares; infinite ones where there are no more samples, whose terms are 0.
+// 64 samples as gemm reads them, and half their squares; infinite ones where there are no more samples, whose terms are
+// 0.
 bool pack(const ParzenWindows& args, int64_t first, float* panel, float* half_squares) {
   bool fine = true;
   for (int64_t j = 0; j < kGemmPanel; j += kTogether) {
@@ -84,24 +83,30 @@ bool pack(const ParzenWindows& args, int64_t first, float* panel, float* half_sq
   return fine;
 }
 
-VEC_INLINE float largest_of(const float* panel_of_row) {
+VEC_INLINE float largest_of(const V* exponents) {
   using H = V::Half;
-  H highest = H::loadu(panel_of_row);
-  for (int64_t j = H::size(); j < kGemmPanel; j += H::size()) highest = at::vec::maximum(highest, H::loadu(panel_of_row + j));
+  H highest = at::vec::maximum(exponents[0].lo, exponents[0].hi);
+  for (int64_t j = 1; j < kVectors; ++j) {
+    highest = at::vec::maximum(highest, at::vec::maximum(exponents[j].lo, exponents[j].hi));
+  }
   return at::vec::vec_reduce_all<float>([](H& a, H& b) { return at::vec::maximum(a, b); }, highest);
 }
 
-// What is known of a block of rows: the largest exponent so far (in units of 1 / sigma^2, so the same pair for every sigma),
-// and by lanes the sums of exp((exponent - largest) / sigma^2).
+// What is known of a block of rows: the largest exponent so far (in units of 1 / sigma^2, so the same pair for every
+// sigma), and by lanes the sums of exp((exponent - largest) / sigma^2).
 struct Windows {
   float* largest;  // [rows]
   float* sums;     // [rows, sigmas, kLanes]
   const float* inverse_variance;
   int64_t sigmas;
 
-  // `products`: a row's products with 64 samples, less half the samples' squares.
-  VEC_INLINE void add(int64_t row, const float* products) const {
-    const float highest = largest_of(products);
+  // `products`: a row's products with 64 samples; `squares`: half the samples' squares.
+  VEC_INLINE void add(int64_t row, const float* products, const float* squares) const {
+    V exponents[kVectors];
+    for (int64_t j = 0; j < kVectors; ++j) {
+      exponents[j] = load_acc<float>(products + j * kLanes) - load_acc<float>(squares + j * kLanes);
+    }
+    const float highest = largest_of(exponents);
     float* const sums_of_row = sums + row * sigmas * kLanes;
     if (highest > largest[row]) {
       for (int64_t s = 0; s < sigmas; ++s) {
@@ -115,34 +120,14 @@ struct Windows {
       if ((highest - largest[row]) * inverse_variance[s] < kNothing) continue;
       const V factor(inverse_variance[s]);
       V sum = load_acc<float>(sums_of_row + s * kLanes);
-      for (int64_t j = 0; j < kGemmPanel; j += kLanes) {
-        const V exponent = (load_acc<float>(products + j) - most) * factor;
+      for (int64_t j = 0; j < kVectors; ++j) {
+        const V exponent = (exponents[j] - most) * factor;
         sum = sum + V{exponent.lo.exp_u20(), exponent.hi.exp_u20()};
       }
       store_acc<float>(sums_of_row + s * kLanes, sum);
     }
   }
 };
-
-// Products of a block of rows with a panel, part by part of the features, then their sum less half the samples' squares.
-void products(const float* rows, int64_t count, int64_t features, const float* panel, const float* squares, float* parts,
-              Ahead ahead) {
-  const int64_t n = std::max<int64_t>(1, divide_up(features, kPartFeatures));
-  for (int64_t part = 0; part < n; ++part) {
-    const int64_t begin = features * part / n, end = features * (part + 1) / n;
-    const Ahead ahead_of_part{static_cast<const char*>(ahead.at) + ahead.bytes * part / n, ahead.bytes / n};
-    gemm({count, kGemmPanel, end - begin, rows + begin, features, 1, panel + begin * kGemmPanel,
-          parts + part * kBlockRows * kGemmPanel, false, ahead.bytes > 0 ? ahead_of_part : Ahead{}});
-  }
-  for (int64_t i = 0; i < count; ++i) {
-    for (int64_t j = 0; j < kGemmPanel; j += kLanes) {
-      float* const at = parts + i * kGemmPanel + j;
-      V sum = load_acc<float>(at);
-      for (int64_t part = 1; part < n; ++part) sum = sum + load_acc<float>(at + part * kBlockRows * kGemmPanel);
-      store_acc<float>(at, sum - load_acc<float>(squares + j));
-    }
-  }
-}
 
 struct Packed {
   const float* panels;   // [panels][features][64]
@@ -160,7 +145,7 @@ bool meet(const ParzenWindows& args, const float* inverse_variance, const Packed
           float* largest, double* half_squares) {
   const int64_t rows = end - begin, features = args.features;
   float* const x = scratch<float>(kBlockRows * features, 1);
-  float* const parts = scratch<float>(std::max<int64_t>(1, divide_up(features, kPartFeatures)) * kBlockRows * kGemmPanel, 2);
+  float* const products = scratch<float>(kBlockRows * kGemmPanel, 2);
   float* const sums = scratch<float>(kBlockRows * args.sigmas * kLanes, 3);
   std::vector<float> before(largest + begin, largest + end);
   std::fill_n(sums, rows * args.sigmas * kLanes, 0.0f);
@@ -174,14 +159,16 @@ bool meet(const ParzenWindows& args, const float* inverse_variance, const Packed
   const int64_t panel_size = features * kGemmPanel;
   for (int64_t p = 0; p < samples.count; ++p) {
     const float* const panel = samples.panels + p * panel_size;
-    const Ahead ahead = p + 1 < samples.count ? Ahead{panel + panel_size, panel_size * int64_t{sizeof(float)}} : Ahead{};
-    products(x, rows, features, panel, samples.squares + p * kGemmPanel, parts, ahead);
-    for (int64_t i = 0; i < rows; ++i) windows.add(i, parts + i * kGemmPanel);
+    const Ahead ahead =
+        p + 1 < samples.count ? Ahead{panel + panel_size, panel_size * int64_t{sizeof(float)}} : Ahead{};
+    gemm({rows, kGemmPanel, features, x, features, 1, panel, products, false, ahead});
+    for (int64_t i = 0; i < rows; ++i) windows.add(i, products + i * kGemmPanel, samples.squares + p * kGemmPanel);
   }
   for (int64_t i = 0; i < rows; ++i) {
     for (int64_t s = 0; s < args.sigmas; ++s) {
       double& total = args.log_sums[s * args.rows + begin + i];  // the sum, until all samples were met
-      const double shrunk = total == 0 ? 0 : total * std::exp((double{before[i]} - windows.largest[i]) * args.inverse_variance[s]);
+      const double shrunk =
+          total == 0 ? 0 : total * std::exp((double{before[i]} - windows.largest[i]) * args.inverse_variance[s]);
       total = shrunk + sum(load_acc<float>(sums + (i * args.sigmas + s) * kLanes));
     }
   }
@@ -194,25 +181,33 @@ ParzenInput log_sums(const ParzenWindows& args) {
   std::vector<float> largest(args.rows, -std::numeric_limits<float>::infinity());
   std::vector<double> half_squares(args.rows);
   const int64_t panel_size = args.features * kGemmPanel;
-  const int64_t most_panels = divide_up(std::min(kPackedSamples, args.count), kGemmPanel);
+  const int64_t panels_at_once =
+      std::max<int64_t>(1, kPackedBytes / std::max<int64_t>(1, panel_size * int64_t{sizeof(float)}));
+  const int64_t most_panels = std::min(panels_at_once, divide_up(args.count, kGemmPanel)),
+                most_samples = most_panels * kGemmPanel;
   float* const panels = scratch<float>(most_panels * panel_size, 4);
   std::vector<float> squares(most_panels * kGemmPanel);
   // Few rows: a block for each thread.
   const int64_t of_thread = divide_up(divide_up(args.rows, at::get_num_threads()), kGemmRows) * kGemmRows;
   const int64_t block = std::clamp(of_thread, kGemmRows, kBlockRows);
   std::atomic<bool> bad_samples{false}, bad_data{false};
-  for (int64_t first = 0; first < args.count && !bad_data; first += kPackedSamples) {
-    const Packed packed{panels, squares.data(), divide_up(std::min(kPackedSamples, args.count - first), kGemmPanel)};
+  for (int64_t first = 0; first < args.count && !bad_data; first += most_samples) {
+    const Packed packed{panels, squares.data(), divide_up(std::min(most_samples, args.count - first), kGemmPanel)};
     at::parallel_for(0, packed.count, 1, [&](int64_t begin, int64_t end) {
       for (int64_t p = begin; p < end; ++p) {
-        if (!pack(args, first + p * kGemmPanel, panels + p * panel_size, squares.data() + p * kGemmPanel)) bad_samples = true;
+        if (!pack(args, first + p * kGemmPanel, panels + p * panel_size, squares.data() + p * kGemmPanel))
+          bad_samples = true;
       }
     });
     if (bad_samples) return ParzenInput::bad_samples;
-    at::parallel_for(0, divide_up(args.rows, block), 1, [&](int64_t begin, int64_t end) {
-      for (int64_t b = begin; b < end; ++b) {
+    // each thread takes the next block when it is done with one: cores that are shared run at different speeds
+    const int64_t blocks = divide_up(args.rows, block);
+    std::atomic<int64_t> next{0};
+    at::parallel_for(0, std::min<int64_t>(blocks, at::get_num_threads()), 1, [&](int64_t, int64_t) {
+      for (int64_t b; (b = next++) < blocks;) {
         const int64_t last = std::min(args.rows, (b + 1) * block);
-        if (!meet(args, inverse_variance.data(), packed, b * block, last, largest.data(), half_squares.data())) bad_data = true;
+        if (!meet(args, inverse_variance.data(), packed, b * block, last, largest.data(), half_squares.data()))
+          bad_data = true;
       }
     });
   }

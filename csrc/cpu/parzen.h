@@ -9,7 +9,7 @@ namespace dcgan_fast::cpu {
 //
 // FLOPs: 2 * rows * count * features, whatever the number of sigmas, at the rate of gemm.h; bytes hardly matter. A sigma costs
 // an exponential per pair, some 14 instructions beside features / 16 of the product with 16 lanes; pairs whose term would
-// change nothing (kNothing) cost none. Scratch: kPackedSamples samples, kBlockRows rows a thread, a number a row and sigma.
+// change nothing (kNothing) cost none. Scratch: kPackedBytes of samples, kBlockRows rows a thread, a number a row and sigma.
 struct ParzenWindows {
   const float* samples;  // [count, features]
   int64_t count;

@@ -30,12 +30,12 @@ def parzen_log_likelihood(
     with d the features of a row. Their mean is what papers print.
 
     One pass, whatever the number of sigmas: a blocked product whose results go into running log-sum-exps while they
-    lie in cache. It takes 2 * rows * samples * d floating-point operations, and memory for 2,048 of the samples. Each
-    result is within 1e-3 of float64's at 784 features in [0, 1] and sigma 0.2, their mean within 1e-4. The error goes
-    with 1 / sigma^2: it is that of distances, which are known to a few parts in 10^7. On CUDA the products are three of
-    tf32 for one, or where ``dcgan_fast.backends.cuda.allow_tf32`` says so a single one of rows rounded to tf32,
-    distances between those: errors of some hundredths of a nat, for a third of the products. There it waits for the
-    device, to learn whether all was finite; while a CUDA graph is captured it does not.
+    lie in cache. It takes 2 * rows * samples * d floating-point operations, and 16 MB for samples, whatever their
+    number. Each result is within 1e-3 of float64's at 784 features in [0, 1] and sigma 0.2, their mean within 1e-4. The
+    error goes with 1 / sigma^2: it is that of distances, which are known to a few parts in 10^7. On CUDA the products
+    are three of tf32 for one, or where ``dcgan_fast.backends.cuda.allow_tf32`` says so a single one of rows rounded to
+    tf32, distances between those: errors of some hundredths of a nat, for a third of the products. There it waits for
+    the device, to learn whether all was finite; while a CUDA graph is captured it does not.
 
     Args:
         samples: ``(M, ...)``, float32, bfloat16, float16 or float64, finite: the windows' centres, at least one.
