@@ -27,7 +27,8 @@ BATCH, EPOCHS, OF_A_CLASS, IN_GRID = 128, 3, 1000, 16
 
 def unit(images: Tensor | np.ndarray, value_range: tuple[float, float] = (0, 255)) -> Tensor:
     low, high = value_range
-    return (torch.as_tensor(np.asarray(images)).float() - low) / (high - low)
+    values = images if isinstance(images, Tensor) else torch.from_numpy(images.astype(np.float32))
+    return (values.float() - low) / (high - low)
 
 
 def labels_of(dataset: Dataset) -> Tensor:
