@@ -130,6 +130,8 @@ _TRAINING: Config = {
     "optimizer": "adam",
     "lr": 2e-4,
     "lr_decay": 1.0,  # by which the rate is divided at each step
+    "constant_epochs": None,  # after so many epochs it falls by equal parts
+    "falling_epochs": 100,  # to zero over so many
     "min_lr": 0.0,
     "beta1": 0.5,
     "adam_eps": 1e-8,
@@ -223,13 +225,19 @@ PRESETS: dict[str, Preset] = {
     # The defaults of the networks are this script's: a label beside every layer's input, linear
     # layers of 1024, 5x5 kernels, batch norm without gains and biases, images in [0, 1]. It draws its
     # samples with statistics of the batch, of all classes; those kept in training serve one class too.
-    # Its rate falls to zero over the last 100 of 200 epochs; here it stays.
+    # Its rate falls to zero over the last 100 of 200 epochs.
     "cgan-dcgan": Preset(
         summary="the paper's code, conditional MNIST: the label beside the input of every layer",
         shared={},
         generator={},
         discriminator={},
-        training={**_NEWMU_TRAINING, "weight_decay": 2.5e-5, "bn": "running"},
+        training={
+            **_NEWMU_TRAINING,
+            "weight_decay": 2.5e-5,
+            "constant_epochs": 100,
+            "falling_epochs": 100,
+            "bn": "running",
+        },
         networks=(ConditionalGenerator, ConditionalDiscriminator),
     ),
     "cgan-mnist": Preset(
