@@ -1,4 +1,4 @@
-"""Benchmarks on a GPU: each layer, whole training steps and dedup, beside PyTorch's and the device's own ceilings.
+"""Benchmarks on a GPU: layers, training steps, labels and dedup, beside PyTorch's and the device's own ceilings.
 
     python benchmarks/gpu.py --out benchmarks/results     # minutes on an H200
     python benchmarks/gpu.py --small                       # does it run? On the emulator too, where times mean nothing
@@ -44,7 +44,7 @@ from torch.optim import Adam
 from training_loops import BETAS, LEARNING_RATE, ExampleLoop, TunedLoop
 
 import dcgan_fast
-from dcgan_fast import dedup, models, unfuse
+from dcgan_fast import dedup, functional, models, reference, unfuse
 
 ON_A_GPU = torch.cuda.is_available()
 DTYPES = {"bfloat16": torch.bfloat16, "tf32": torch.float32, "float32": torch.float32}
@@ -55,7 +55,7 @@ Contender = Callable[[], object]
 class Row:
     """One line of the results."""
 
-    table: str  # ceilings, layers, steps, kernels, dedup
+    table: str  # ceilings, layers, steps, kernels, planes, dedup
     case: dict[str, str]
     gflop: float = 0.0
     gigabytes: float = 0.0
@@ -377,6 +377,52 @@ KINDS_OF_DATA: dict[str, Callable[[int], torch.Tensor]] = {
 }
 
 
+# Of cgan-dcgan and a layer of 128x128 images: maps, patterns of rows and of columns, activation.
+PLANES = [
+    ((128, 64, 14, 14), 3, "leaky_relu"),
+    ((128, 64, 14, 14), 5, "none"),
+    ((128, 128, 7, 7), 3, "none"),
+    ((128, 1, 28, 28), 5, "sigmoid"),
+    ((16, 64, 128, 128), 3, "leaky_relu"),
+]
+
+
+def _planes(module: Any, given: Any, activation: str, grad: torch.Tensor | None) -> object:
+    with torch.set_grad_enabled(grad is not None):
+        output = module.plane_bias_act(*given, activation=activation)
+    return output if grad is None else torch.autograd.grad(output, given[:2], grad)
+
+
+def plane_rows(timer: Timer, small: bool) -> Iterator[Row]:
+    """What labels add to a convolution, and activation: ours and the reference, each as a graph."""
+    for shape, patterns, activation in PLANES:
+        n, c, h, w = (2, 8, 6, 6) if small else shape
+        rows, columns = torch.arange(h) % patterns, torch.arange(w) % patterns
+        for name in ("bfloat16", "float32"):
+            maps, grad = (
+                torch.randn(n, c, h, w).to(DTYPES[name]).to(memory_format=torch.channels_last)
+                for _ in range(2)
+            )
+            bias = torch.randn(n, c, patterns, patterns)
+            given = (maps.requires_grad_(), bias.requires_grad_(), rows, columns)
+            for passes in ("forward", "forward+backward"):
+                gradient = None if passes == "forward" else grad
+                contenders = {
+                    who: graphed(partial(_planes, module, given, activation, gradient))
+                    for who, module in (("ours", functional), ("reference", reference))
+                }
+                times, failed = timer.race(contenders, 0.5, 50)
+                moved = 2 if passes == "forward" else 3 if activation == "none" else 5
+                case = {
+                    "maps": f"{n}x{c}x{h}x{w}",
+                    "patterns": f"{patterns}x{patterns}",
+                    "activation": activation,
+                    "dtype": name,
+                    "passes": passes,
+                }
+                yield Row("planes", case, 0, moved * maps.nbytes / 1e9, times, failed)
+
+
 def _codes(rows: int, kinds: int) -> torch.Tensor:
     """Of so many kinds, each of them there, in random order."""
     of_each = torch.randint(-(2**63), 2**63 - 1, (kinds, CODE_BITS // 64))
@@ -434,7 +480,9 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--small", action="store_true", help="tiny layers: does it run?")
     parser.add_argument(
-        "--only", choices=["ceilings", "layers", "steps", "kernels", "dedup"], help="one table"
+        "--only",
+        choices=["ceilings", "layers", "steps", "kernels", "planes", "dedup"],
+        help="one table",
     )
     parser.add_argument(
         "--without", action="append", default=[], metavar="CONTENDER", help='of steps: "compiled"'
@@ -467,6 +515,7 @@ def main(arguments: list[str] | None = None) -> int:
         ],
         "kernels": [partial(kernel_rows, timer, options.small, *steps[0])],
         "layers": [partial(layer_rows, timer, options.small, net)],
+        "planes": [partial(plane_rows, timer, options.small)],
         "dedup": [partial(dedup_rows, timer, options.small, rows) for rows in sizes],
     }
     for table, makers in tables.items():

@@ -723,6 +723,18 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="X",
         help="divide the learning rate by this at each step (pytorch: 1; cgan-mnist: 1.00004)",
     )
+    add(
+        "--constant-epochs",
+        type=int,
+        metavar="N",
+        help="after so many epochs the learning rate falls by equal parts (default: never; cgan-dcgan: 100)",
+    )
+    add(
+        "--falling-epochs",
+        type=int,
+        metavar="N",
+        help="to zero over so many epochs (cgan-dcgan: 100)",
+    )
     add("--min-lr", type=float, metavar="X", help="where it stops falling (cgan-mnist: 1e-6)")
     add(
         "--beta1",

@@ -8,6 +8,7 @@ pytorch-examples  bare state dicts of pytorch/examples' DCGAN         yes    yes
 newmu-arrays      the paper's code's arrays, one ``.npy`` a weight    yes
 ================  ==================================================  =====  =====
 
+Bare state dicts of networks with labels (:func:`dcgan_fast.models.infer_network`) are read as pytorch/examples' are.
 Whatever is read becomes the dict that :mod:`dcgan_fast.training.checkpoint` describes, and whatever
 is written is made from one: a further format is one more :class:`Format` in :data:`FORMATS`.
 """
@@ -163,9 +164,11 @@ def _read_examples(path: Path) -> Checkpoint:
     files = _examples_files(path) if path.is_dir() else [path]
     if not files:
         raise UserError(f"convert(): {path} holds no netG.pth or netG_epoch_N.pth")
-    content: Checkpoint = {"preset": "pytorch", "config": {}, "bn": "running"}
+    content: Checkpoint = {"preset": "pytorch", "config": {}, "networks": {}, "bn": "running"}
     for file in files:
         part = checkpoints.load_checkpoint(file)
+        content["preset"] = part["preset"]
+        content["networks"] |= part.get("networks", {})
         for role, config in part["config"].items():
             if role in content:
                 raise UserError(f"convert(): {path} holds two {role}s, the second in {file.name}")

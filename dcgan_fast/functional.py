@@ -350,14 +350,15 @@ def plane_bias_act(
     """``activation(input[n, c, h, w] + bias[n, c, rows[h], columns[w]])``: what constant planes beside a convolution's
     input add to its output (:mod:`dcgan_fast.labels`).
 
-    Keeps only its result for backward, and nothing without an activation. CUDA has no kernel for it yet: PyTorch's own
-    ops run there.
+    Keeps only its result for backward, and nothing without an activation. On CUDA PyTorch's own ops serve maps of more
+    than 1,024 columns, more than 64 patterns and float64.
 
     Args:
         input: ``(N, C, H, W)``, float32, bfloat16, float16 or float64.
         bias: ``(N, C, R, S)`` of input's dtype, or float32 where that is narrower: one for each image, channel, pattern
             of rows and pattern of columns.
-        rows: ``(H,)``, int64: the pattern of each row, from 0 to R - 1.
+        rows: ``(H,)``, int64: the pattern of each row, from 0 to R - 1. On CUDA, where a look at them would wait,
+            pixels of other patterns become NaN.
         columns: ``(W,)``, int64: the pattern of each column, from 0 to S - 1.
         activation, negative_slope: as in :func:`bn_act`.
         inplace: write the result over ``input``, which whoever computed it must not need (``conv_act`` without an

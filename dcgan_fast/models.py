@@ -24,6 +24,7 @@ Where a source is silent the choice made here stands beside the preset in :data:
 from __future__ import annotations
 
 import inspect
+import math
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -66,6 +67,7 @@ __all__ = [
     "build_from_config",
     "generate",
     "infer_config",
+    "infer_network",
     "plain_state_dict",
     "training_defaults",
     "weights_init",
@@ -128,6 +130,8 @@ _TRAINING: Config = {
     "optimizer": "adam",
     "lr": 2e-4,
     "lr_decay": 1.0,  # by which the rate is divided at each step
+    "constant_epochs": None,  # after so many epochs it falls by equal parts
+    "falling_epochs": 100,  # to zero over so many
     "min_lr": 0.0,
     "beta1": 0.5,
     "adam_eps": 1e-8,
@@ -221,13 +225,19 @@ PRESETS: dict[str, Preset] = {
     # The defaults of the networks are this script's: a label beside every layer's input, linear
     # layers of 1024, 5x5 kernels, batch norm without gains and biases, images in [0, 1]. It draws its
     # samples with statistics of the batch, of all classes; those kept in training serve one class too.
-    # Its rate falls to zero over the last 100 of 200 epochs; here it stays.
+    # Its rate falls to zero over the last 100 of 200 epochs.
     "cgan-dcgan": Preset(
         summary="the paper's code, conditional MNIST: the label beside the input of every layer",
         shared={},
         generator={},
         discriminator={},
-        training={**_NEWMU_TRAINING, "weight_decay": 2.5e-5, "bn": "running"},
+        training={
+            **_NEWMU_TRAINING,
+            "weight_decay": 2.5e-5,
+            "constant_epochs": 100,
+            "falling_epochs": 100,
+            "bn": "running",
+        },
         networks=(ConditionalGenerator, ConditionalDiscriminator),
     ),
     "cgan-mnist": Preset(
@@ -499,14 +509,107 @@ def infer_config(state_dict: Mapping[str, Tensor]) -> tuple[str, Config]:
             "infer_config(): not a state dict of pytorch/examples' DCGAN: the weights of its "
             f"convolutions are {[tuple(weight.shape) for weight in weights]}"
         ) from error
+    _check_shapes("infer_config(): not a state dict of pytorch/examples' DCGAN", network, state)
+    return type(network).__name__.lower(), network.config
+
+
+def infer_network(state_dict: Mapping[str, Tensor]) -> tuple[str, Config]:
+    """What rebuilds the network of a bare state dict, with labels or without, read off its shapes.
+
+    As :func:`infer_config`, and the networks with labels of :mod:`dcgan_fast.conditional`. What their shapes do not
+    show is taken to be as in the preset ``cgan-dcgan``: the last activation, the distribution of latent vectors, the
+    ``eps`` of batch norm.
+
+    Returns:
+        The network's name in :data:`NETWORKS`, and its config.
+
+    Raises:
+        UserError: the keys or shapes are not such a network's, or are those of several; what helps then is named.
+    """
+    state = plain_state_dict(state_dict)
+    cure = "give the run's checkpoint.pt instead, which holds the settings"
+    try:
+        kind, config = _conditional_config(state)
+    except UserError as error:
+        raise UserError(f"{error}: {cure}") from error
+    except (IndexError, ValueError, ZeroDivisionError):  # not the shapes of one
+        try:
+            role, config = infer_config(state)
+        except UserError as error:
+            raise UserError(f"{error}; nor is it one of a network with labels: {cure}") from error
+        return role.capitalize(), config
+    where = f"infer_network(): not a state dict of a {kind.__name__}"
+    try:
+        with torch.device("meta"):
+            network = kind(**config)
+    except UserError as error:
+        raise UserError(f"{where}: {error}; {cure}") from error
+    _check_shapes(where, network, state)
+    return kind.__name__, network.config
+
+
+def _conditional_config(state: Mapping[str, Tensor]) -> tuple[type[Described], Config]:
+    """Which network with labels has such weights, and its settings, yet to be checked against all shapes.
+
+    Channels double at each scale, so in a layer that follows another one the rest of the input are the classes.
+
+    Raises:
+        ValueError or IndexError: none has.
+        UserError: several have.
+    """
+    own = [value.shape for name, value in state.items() if name.startswith("main.")]
+    linear, convs = ([shape for shape in own if len(shape) == rank] for rank in (2, 4))
+    going_up = "main.0.weight" in state and state["main.0.weight"].dim() == 2
+    vectors = state["embedding.weight"].shape if "embedding.weight" in state else None
+    normalised = any(name.startswith("main.1.") for name in state)  # the first layer, of generators
+    if not convs or normalised != going_up:
+        raise ValueError
+    if vectors is not None:
+        beside = 0  # the input of a layer
+    elif len(convs) > 1:
+        beside = convs[0][0] - 2 * convs[0][1] if going_up else convs[1][1] - convs[0][0]
+    elif len(linear) > 1:
+        beside = linear[1][1] - linear[0][0]
+    else:
+        raise UserError("infer_network(): the shapes do not show how many classes there are")
+    classes = beside if vectors is None else vectors[0]
+    if classes < 2:
+        raise ValueError
+    if not linear:
+        raise UserError("infer_network(): the shapes do not show how large the images are")
+    last_is_linear = going_up or vectors is None  # the layer at the map, or the one number
+    units = linear[0][0] if len(linear) > last_is_linear else 0
+    top = convs[0][0] - beside if going_up else convs[-1][0]
+    pixels = linear[-1][0] if going_up else linear[0][1] - beside
+    norm = state.get("main.1.weight" if going_up else "main.3.weight")
+    config: Config = {
+        "image_size": math.isqrt(pixels // top) << len(convs),
+        "classes": classes,
+        "kernel_size": convs[0][2],
+        "scales": len(convs),
+        "bias": "main.0.bias" in state,
+        "bn_affine": norm is not None and norm.dim() == 1,
+        "conditioning": "concat" if vectors is None else "projection",
+    }
+    if not going_up:
+        of_maps = {"nc": convs[0][1] - beside, "ndf": convs[0][0], "ndfc": units}
+        return ConditionalDiscriminator, config | of_maps
+    config |= {"nc": convs[-1][1], "ngf": convs[-1][0] - beside, "ngfc": units}
+    if vectors is not None:
+        config["embedding"] = vectors[1]
+    config["nz"] = linear[0][1] - (beside if vectors is None else vectors[1])
+    return ConditionalGenerator, config
+
+
+def _check_shapes(where: str, network: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Raises UserError unless ``state`` has the keys and shapes of ``network``, but for ``num_batches_tracked``."""
+    kind = type(network).__name__.lower()
     expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
     found = {name: tuple(value.shape) for name, value in state.items()}
     for name in dict.fromkeys([*expected, *found]):
         optional = name.endswith("num_batches_tracked") and name not in found
         if not optional and expected.get(name) != found.get(name):
             raise UserError(
-                f"infer_config(): not a state dict of pytorch/examples' DCGAN: '{name}' is "
-                f"{found.get(name, 'missing')} where the {type(network).__name__.lower()} that the "
-                f"other shapes tell has {expected.get(name, 'none')}"
+                f"{where}: '{name}' is {found.get(name, 'missing')} where the {kind} that the other shapes tell has "
+                f"{expected.get(name, 'none')}"
             )
-    return type(network).__name__.lower(), network.config

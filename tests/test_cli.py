@@ -123,6 +123,7 @@ def test_every_flag_reaches_its_setting(monkeypatch: pytest.MonkeyPatch) -> None
         "photos --image-size 64 --channels 3 --split all --flip --dedup --preset paper --nz 10 --ngf 11 "
         "--ndf 12 --loss-output sigmoid --netG g.pth --netD d.pth --epochs 3 --patience 5 --max-steps 4 "
         "--batch-size 5 --optimizer sgd --lr 0.1 --lr-decay 1.5 --min-lr 0.01 --beta1 0.2 --momentum 0.4 "
+        "--constant-epochs 2 --falling-epochs 4 "
         "--final-momentum 0.6 --momentum-epochs 3 --weight-decay 0.3 --alternate --joint-pass --seed 6 --device cpu "
         "--threads 2 --amp bf16 --no-channels-last --no-fuse --no-deterministic --out o --name n "
         "--bn batch --grid-images 7 --grid-every 8 --log-every 9 --save-every 90"
@@ -150,6 +151,8 @@ def test_every_flag_reaches_its_setting(monkeypatch: pytest.MonkeyPatch) -> None
         lr=0.1,
         lr_decay=1.5,
         min_lr=0.01,
+        constant_epochs=2,
+        falling_epochs=4,
         beta1=0.2,
         momentum=0.4,
         final_momentum=0.6,

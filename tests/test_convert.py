@@ -353,6 +353,20 @@ def test_one_bare_state_dict(tmp_path: Path, role: str, prefix: str) -> None:
     assert loaded is not None
 
 
+def test_a_bare_pair_with_labels(tmp_path: Path) -> None:
+    pair = models.build("cgan-dcgan", image_size=16, ngf=2, ndf=2, ngfc=4, ndfc=4)
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for name, network in zip(("netG.pth", "netD.pth"), pair, strict=True):
+        torch.save(network.state_dict(), folder / name)
+    done = convert(folder, tmp_path / "net.pt")
+    assert done.preset == "cgan-dcgan"
+    for loaded, network in zip(load_networks(tmp_path / "net.pt"), pair, strict=False):
+        assert type(loaded) is type(network)
+        for key, value in network.state_dict().items():
+            assert torch.equal(loaded.state_dict()[key], value), key
+
+
 def test_a_checkpoint_becomes_a_pair_that_loads_strictly(tmp_path: Path) -> None:
     torch.manual_seed(1)
     generator, discriminator = models.build(nz=6, ngf=4, ndf=4)

@@ -793,3 +793,72 @@ def test_infer_config_refuses_other_nets(preset: str) -> None:
     for network in small(preset, image_size=32):
         with pytest.raises(UserError, match="not a state dict of pytorch/examples' DCGAN"):
             models.infer_config(network.state_dict())
+
+
+@pytest.mark.parametrize("settings", [
+    {},
+    {"image_size": 28, "nc": 3, "nz": 7, "classes": 11, "ngfc": 0, "ndfc": 9, "kernel_size": 4},
+    {"image_size": 48, "scales": 3, "bias": True, "bn_affine": True, "ndfc": 0},
+    {"conditioning": "projection", "embedding": 6, "bias": True},
+    {"image_size": 24, "scales": 1, "kernel_size": 3},
+], ids=str)  # fmt: skip
+def test_infer_network_reads_networks_with_labels(settings: dict[str, Any]) -> None:
+    settings = {"image_size": 16, "ngfc": 8, "ndfc": 8, **settings}
+    for network in models.build("cgan-dcgan", ngf=2, ndf=3, **settings):
+        state = {
+            f"module.{name}" if name.startswith("main.") else name: value
+            for name, value in network.state_dict().items()
+            if not name.endswith("num_batches_tracked")
+        }
+        name, config = models.infer_network(state)
+        assert name == type(network).__name__
+        again = models.NETWORKS[name](**config)
+        again.load_state_dict(models.plain_state_dict(state), strict=False)
+        ours, theirs = dict(again.config), dict(network.config)
+        scales = [one.pop("scales") for one in (ours, theirs)]
+        if "embedding" in theirs and theirs["conditioning"] == "concat":
+            del ours["embedding"], theirs["embedding"]  # of no use there
+        assert ours == theirs and scales[1] in (None, scales[0])
+
+
+def test_infer_network_reads_what_infer_config_does() -> None:
+    for nz, ngf in ((7, 2), (5, 16)):
+        for network in (ExampleGenerator(nz=nz, ngf=ngf), ExampleDiscriminator(ndf=ngf)):
+            role, config = models.infer_config(network.state_dict())
+            assert models.infer_network(network.state_dict()) == (role.capitalize(), config)
+
+
+@pytest.mark.parametrize(
+    ("role", "settings", "message"),
+    [
+        (0, {"scales": 1, "ngfc": 0}, "do not show how many classes there are: give the run's"),
+        (
+            1,
+            {"conditioning": "projection", "ndfc": 0},
+            "do not show how large the images are: give",
+        ),
+    ],
+)
+def test_infer_network_says_what_shapes_do_not_show(
+    role: int, settings: dict[str, Any], message: str
+) -> None:
+    network = models.build("cgan-dcgan", image_size=16, ngf=2, ndf=2, **settings)[role]
+    with pytest.raises(UserError, match=message):
+        models.infer_network(network.state_dict())
+
+
+@pytest.mark.parametrize("preset", ["newmu", "newmu-imagenet32", "carpedm20", "cgan-mnist"])
+def test_infer_network_refuses_other_nets_with_the_cure(preset: str) -> None:
+    own = models.build(preset) if preset == "cgan-mnist" else small(preset, image_size=32)
+    for network in own:
+        with pytest.raises(UserError, match=r"give the run's checkpoint\.pt instead"):
+            models.infer_network(network.state_dict())
+
+
+def test_infer_network_names_what_differs() -> None:
+    network, _ = models.build("cgan-dcgan", image_size=16, ngf=2, ngfc=8)
+    state = {**network.state_dict(), "main.10.weight": torch.zeros(12, 1, 3, 3)}
+    with pytest.raises(
+        UserError, match=r"of a ConditionalGenerator: 'main.10.weight' is \(12, 1, 3, 3\) where"
+    ):
+        models.infer_network(state)

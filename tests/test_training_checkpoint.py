@@ -99,6 +99,19 @@ def test_bare_state_dicts_load(tmp_path: Path, prefix: str) -> None:
     assert_same_state(dict(loaded.state_dict()), dict(discriminator.state_dict()))
 
 
+def test_bare_state_dicts_of_networks_with_labels_load(tmp_path: Path) -> None:
+    pair = models.build("cgan-dcgan", image_size=16, ngf=4, ndf=4, classes=3)
+    for name, network in zip(("netG.pth", "netD.pth"), pair, strict=True):
+        save_bare_state(tmp_path / name, bare_state(network))
+    generator, nothing, content = load_networks(tmp_path / "netG.pth")
+    assert nothing is None and content["preset"] == "cgan-dcgan"
+    latent, labels = pair[0].sample_latent(2), torch.tensor([0, 2])
+    assert torch.equal(generator.eval()(latent, labels), pair[0].eval()(latent, labels))
+    nothing, discriminator, _ = load_networks(tmp_path / "netD.pth")
+    assert nothing is None
+    assert_same_state(dict(discriminator.state_dict()), dict(pair[1].state_dict()))
+
+
 def test_bare_state_is_plain_and_contiguous() -> None:
     generator, _ = networks()
     generator.to(memory_format=torch.channels_last)

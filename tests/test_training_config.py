@@ -72,6 +72,8 @@ def test_json_round_trip(preset: str) -> None:
         ("optimizer", "rmsprop", "one of adam, sgd"),
         ("lr_decay", 0.9, "a number of at least 1"),
         ("min_lr", -1, "a number of at least 0"),
+        ("constant_epochs", -1, "a whole number of at least 0"),
+        ("falling_epochs", 0, "a whole number of at least 1"),
         ("momentum", 1, "a number from 0 to below 1"),
         ("final_momentum", 1.5, "a number from 0 to below 1"),
         ("patience", 0, "a whole number of at least 1"),

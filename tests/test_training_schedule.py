@@ -28,6 +28,31 @@ def test_the_preset_has_the_papers_optimiser() -> None:
     assert schedule.momentum(500 * 250) == schedule.momentum(10**6) == pytest.approx(0.7)
 
 
+def test_the_conditional_preset_falls_as_its_script_does() -> None:
+    """niter = niter_decay = 100: after each epoch from the 101st on a hundredth of the first rate is taken off."""
+    config = TrainConfig(preset="cgan-dcgan")
+    schedule, steps = Schedule(config, 195), 195
+    rate, count = config.lr, 0
+    for epoch in range(200):
+        assert schedule.lr(epoch * steps) == pytest.approx(rate, rel=1e-9)
+        assert schedule.lr(epoch * steps + steps - 1) == schedule.lr(epoch * steps)
+        count += 1
+        if count > 100:
+            rate -= config.lr / 100
+    assert schedule.lr(199 * steps) == pytest.approx(0.01 * config.lr)
+    assert schedule.lr(300 * steps) == 0
+
+
+def test_both_ways_of_falling_and_the_floor() -> None:
+    config = TrainConfig(lr=1, lr_decay=2, constant_epochs=1, falling_epochs=4, min_lr=0.01)
+    schedule = Schedule(config, 2)
+    found = [schedule.lr(step) for step in range(12)]
+    parts = [1, 1, 1, 1, 0.75, 0.75, 0.5, 0.5, 0.25, 0.25, 0, 0]
+    assert found == [max(part / 2**step, 0.01) for step, part in enumerate(parts)]
+    at_once = TrainConfig(lr=1, constant_epochs=0, falling_epochs=2)
+    assert [Schedule(at_once, 3).lr(step) for step in (0, 3, 6)] == [1, 0.5, 0]
+
+
 def test_by_default_nothing_changes() -> None:
     config = TrainConfig(min_lr=1.0)  # above the rate, which does not fall
     schedule = Schedule(config, 10)
@@ -69,6 +94,20 @@ def test_a_run_follows_its_schedule() -> None:
     assert [group["lr"] for (group,) in seen] == [0.1 / 2**step for step in range(8)]
     momenta = [group["momentum"] for (group,) in seen]
     assert momenta == [0.5] * STEPS_PER_EPOCH + [pytest.approx(0.6)] * STEPS_PER_EPOCH
+
+
+def test_a_run_falls_by_epochs() -> None:
+    trainer = tiny_runs.trainer(**SMALL, lr_decay=1.0, constant_epochs=0, falling_epochs=4)
+    seen = []
+    update = trainer._update
+
+    def watch(real, draw):
+        seen.append(trainer.optimizer_g.param_groups[0]["lr"])
+        return update(real, draw)
+
+    trainer._update = watch
+    trainer.fit()
+    assert seen == [0.1] * STEPS_PER_EPOCH + [pytest.approx(0.075)] * STEPS_PER_EPOCH
 
 
 def test_a_continued_run_is_the_run_that_was_not_interrupted(tmp_path: Path) -> None:

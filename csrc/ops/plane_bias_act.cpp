@@ -26,6 +26,9 @@
 #include "bn_act.h"
 #include "device.h"
 #include "map_pool.h"
+#ifdef DCGAN_FAST_CUDA
+#include "plane_bias_act_cuda.h"
+#endif
 
 namespace dcgan_fast {
 namespace {
@@ -38,7 +41,7 @@ void check_patterns(const char* name, const Tensor& of_pixels, const Tensor& inp
   DCGAN_CHECK(of_pixels.dim() == 1 && of_pixels.size(0) == pixels, kName, "'", name, "' must be (", pixels, ",), got ",
               of_pixels.sizes());
   check_device(kName, name, of_pixels, input);
-  if (!of_pixels.is_cpu()) return;  // ATen checks when it selects
+  if (!of_pixels.is_cpu()) return;  // a look would wait: the kernels make NaN of such pixels, ATen an assertion
   const Tensor dense = of_pixels.contiguous();
   for (int64_t i = 0; i < pixels; ++i) {
     const int64_t pattern = dense.const_data_ptr<int64_t>()[i];
@@ -87,11 +90,23 @@ Tensor spread(const Tensor& bias, const Tensor& rows, const Tensor& columns) {
   return bias.index_select(2, rows).index_select(3, columns);
 }
 
+#ifdef DCGAN_FAST_CUDA
+bool cuda_serves(const Tensor& maps, int64_t row_patterns, int64_t column_patterns) {
+  return kernels_of(maps) == Kernels::cuda && plane_bias_act_cuda_serves(maps, row_patterns, column_patterns);
+}
+#endif
+
 // output = activation(input + biases); `input` dense, `output` of its strides or input itself.
 void run(const Tensor& input, const Tensor& bias, const Tensor& rows, const Tensor& columns, Activation activation,
          double negative_slope, const Tensor& output) {
   if (input.numel() == 0) return;
-  if (kernels_of(input) != Kernels::cpu) {  // no kernel of ours serves other devices yet
+#ifdef DCGAN_FAST_CUDA
+  if (cuda_serves(input, bias.size(2), bias.size(3))) {
+    const Tensor biases = bias.to(at::kFloat);
+    return plane_bias_act_cuda_forward(input, biases, rows, columns, activation, negative_slope, output);
+  }
+#endif
+  if (kernels_of(input) != Kernels::cpu) {
     const Tensor z = (input + spread(bias, rows, columns)).to(input.scalar_type());
     output.copy_(activation_reference(activation, negative_slope, z));
     return;
@@ -159,6 +174,15 @@ std::tuple<Tensor, Tensor> run_backward(const Tensor& grad, const Tensor& output
   in_place = in_place || !dense.is_same(grad);
   const auto options = result.options().dtype(accumulator(result));
   const int64_t sizes[] = {result.size(0), result.size(1), row_patterns, column_patterns};
+#ifdef DCGAN_FAST_CUDA
+  if (cuda_serves(result, row_patterns, column_patterns) && result.numel() > 0) {
+    const Tensor grad_input = !mask[0] ? Tensor() : in_place ? dense : at::empty_like(result);
+    const Tensor grad_bias = mask[1] ? at::empty(sizes, options, format_of(result)) : Tensor();
+    plane_bias_act_cuda_backward(dense, result, rows, columns, row_patterns, column_patterns, parsed, negative_slope,
+                                 grad_input, grad_bias);
+    return {grad_input, grad_bias};
+  }
+#endif
   if (kernels_of(result) != Kernels::cpu || result.numel() == 0) {
     const Tensor of_input = grad_of_result(parsed, negative_slope, dense, result);
     const Tensor of_bias = mask[1] ? sum_up(of_input, rows, columns, row_patterns, column_patterns) : Tensor();

@@ -17,7 +17,8 @@ A checkpoint is ``torch.save`` of plain Python types and tensors; ``weights_only
 ====================  ============================================================================
 
 A bare state dict, such as pytorch/examples' ``netG_epoch_24.pth``, also with its keys under
-``module.`` or ``model.``, loads as a checkpoint with that one network.
+``module.`` or ``model.``, loads as a checkpoint with that one network; so does one of a network with labels
+(:func:`dcgan_fast.models.infer_network`).
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read a checkpoint, a run folder that holds one, or a bare state dict, onto the CPU.
 
     Returns the dict described at the top of this module; that of a bare state dict lacks the other
-    network, and its ``preset`` is ``"pytorch"``.
+    network, and its ``preset`` is ``"pytorch"``, of a network with labels ``"cgan-dcgan"``.
 
     Raises:
         UserError: no such file, not a checkpoint, written by a newer version, or not of a network
@@ -231,12 +232,16 @@ def _from_bare_state(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
     from .. import models
 
     state = _bare_state(content, path)
-    role, config = models.infer_config(state)
+    name, config = models.infer_network(state)
+    role = (
+        "generator" if issubclass(models.NETWORKS[name], models.LatentNetwork) else "discriminator"
+    )
     return {
         "format": FORMAT,
         "version": VERSION,
-        "preset": "pytorch",
+        "preset": "cgan-dcgan" if "classes" in config else "pytorch",
         "config": {role: config},
+        "networks": {role: name},
         role: state,
     }
 

@@ -72,6 +72,10 @@ class TrainConfig:
     optimizer: str = _from_preset()  # "adam" or "sgd"
     lr: float = _from_preset()
     lr_decay: float = _from_preset()  # the rate is divided by this at each step
+    constant_epochs: int | None = (
+        _from_preset()
+    )  # after so many it falls by equal parts; None: it does not
+    falling_epochs: int = _from_preset()  # to zero over so many epochs
     min_lr: float = _from_preset()  # where it stops falling
     beta1: float = _from_preset()  # of Adam
     adam_eps: float = _from_preset()
@@ -229,6 +233,8 @@ _RULES: dict[str, _Rule] = {
     "optimizer": _one_of(*OPTIMIZERS),
     "lr": _POSITIVE,
     "lr_decay": ("a number of at least 1", lambda value: 1 <= value < math.inf),
+    "constant_epochs": _whole(0),
+    "falling_epochs": _whole(1),
     "min_lr": _NOT_NEGATIVE,
     "beta1": _BELOW_ONE,
     "momentum": _BELOW_ONE,
@@ -251,7 +257,7 @@ _OPTIONAL = {
     item.name
     for item in dataclasses.fields(TrainConfig)
     if item.default is None and "from_preset" not in item.metadata
-} | {"save_seconds", "final_momentum"}
+} | {"save_seconds", "final_momentum", "constant_epochs"}
 
 
 def _satisfies(value: Any, holds: Callable[[Any], bool]) -> bool:

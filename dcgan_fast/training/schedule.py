@@ -10,9 +10,12 @@ from .config import TrainConfig
 class Schedule:
     """Sets both optimisers' rates before each step; what a step gets depends on its number alone.
 
-    The rate falls by a factor at each step, down to ``config.min_lr``. The momentum of SGD grows from one end of an
-    epoch to the next, in equal steps, until it is ``config.final_momentum`` after ``config.momentum_epochs``: both as
-    pylearn2's ``ExponentialDecay`` and ``MomentumAdjustor`` have it in goodfeli/adversarial.
+    The rate falls by a factor at each step, down to ``config.min_lr``: pylearn2's ``ExponentialDecay``, of
+    goodfeli/adversarial. With ``config.constant_epochs`` it also falls by an equal part of the first rate at the end of
+    each of the ``config.falling_epochs`` after so many; the first of these still has all of it, the end of the last one
+    none: Newmu/dcgan_code, ``mnist/train_cond_dcgan.py``. The momentum of SGD grows from one end of an epoch to the
+    next, in equal steps, until it is ``config.final_momentum`` after ``config.momentum_epochs``: pylearn2's
+    ``MomentumAdjustor``.
     """
 
     def __init__(self, config: TrainConfig, steps_per_epoch: int, *optimizers: Optimizer) -> None:
@@ -22,9 +25,12 @@ class Schedule:
     def lr(self, step: int) -> float:
         """The learning rate of step number ``step``, from 0."""
         config = self._config
-        if config.lr_decay == 1:
+        if config.lr_decay == 1 and config.constant_epochs is None:
             return config.lr
         falling: float = config.lr / config.lr_decay**step
+        if config.constant_epochs is not None:
+            fallen = step // self._steps_per_epoch - config.constant_epochs
+            falling *= 1 - min(max(fallen, 0) / config.falling_epochs, 1)
         return max(falling, min(config.min_lr, config.lr))
 
     def momentum(self, step: int) -> float:

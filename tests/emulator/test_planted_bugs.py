@@ -23,6 +23,7 @@ from first_occurrence_emulated import (
 from maxout_linear_emulated import EmulatedMaxout, MaxoutCase
 from pack_codes_emulated import EmulatedPackCodes, PackCase, packed
 from parzen_emulated import EmulatedParzen, ParzenCase
+from plane_bias_act_emulated import EmulatedPlaneBiasAct, PlaneCase
 from test_bn_act_emulated import assert_right
 from test_conv_emulated import assert_right as assert_conv_right
 from test_conv_emulated import assert_same
@@ -30,6 +31,7 @@ from test_first_occurrence_emulated import assert_right as assert_firsts_right
 from test_first_occurrence_emulated import half_are_one, many_codes, random_codes
 from test_maxout_linear_emulated import assert_right as assert_maxout_right
 from test_parzen_emulated import assert_right as assert_parzen_right
+from test_plane_bias_act_emulated import assert_right as assert_planes_right
 
 pytestmark = pytest.mark.slow
 
@@ -79,6 +81,13 @@ MAXOUT_CASES = [
     MaxoutCase(65, 20, 33, 3),
     MaxoutCase(5, 10, 50, 5),  # elements one by one
     MaxoutCase(70, 40, 20, 2, torch.bfloat16),
+]
+
+PLANE_CASES = [
+    PlaneCase((1, 72, 16, 20)),  # the last part of a pixel is half as large
+    PlaneCase((2, 6, 50, 35), (4, 4)),  # across pixels, in parts
+    PlaneCase((6, 4, 6, 5), (3, 2), activation="none"),  # several images a tile
+    PlaneCase((2, 8, 6, 7), misaligned_elements=1),
 ]
 
 # Of the kernels that read images: several runs of pixels a block and an image, rows of chunks and of elements, padding.
@@ -132,6 +141,11 @@ def run_all(
             tensors = units.tensors()
             results = emulated.units(units, tensors, schedule, seed)
             yield functools.partial(assert_maxout_right, units, tensors, results), results
+    elif isinstance(emulated, EmulatedPlaneBiasAct):
+        for planes in PLANE_CASES:
+            tensors = planes.tensors()
+            results = emulated.both(planes, tensors, schedule, seed)
+            yield functools.partial(assert_planes_right, planes, tensors, results), results
 
 
 def check_windows(
@@ -229,6 +243,7 @@ FILES: dict[type[Emulated], tuple[str, ...]] = {
     EmulatedFirstOccurrence: ("first_occurrence.cu", "first_occurrence.cuh"),
     EmulatedParzen: ("parzen.cu", "parzen.cuh"),
     EmulatedMaxout: ("maxout_linear.cu", "maxout_linear.cuh"),
+    EmulatedPlaneBiasAct: ("plane_bias_act.cu", "plane_bias_act.cuh"),
 }
 
 UNORDERED = """
@@ -1008,6 +1023,104 @@ BUGS = [
         "[p]",
         "values",
     ),
+    Bug(
+        "biases are added before the patterns are there",
+        "plane_bias_act.cuh",
+        "  __syncthreads();\n\n  const T* const input",
+        "  const T* const input",
+        "tsan",
+    ),
+    Bug(
+        "patterns are sorted before they are there",
+        "plane_bias_act.cuh",
+        "  __syncthreads();  // patterns and gradients are there\n",
+        "",
+        "tsan",
+    ),
+    Bug(
+        "rows are added up before their patterns are sorted",
+        "plane_bias_act.cuh",
+        "  __syncthreads();  // patterns are sorted\n",
+        "",
+        "tsan",
+    ),
+    Bug(
+        "columns are added up before their rows are",
+        "plane_bias_act.cuh",
+        "  __syncthreads();  // rows are added up\n",
+        "",
+        "tsan",
+    ),
+    Bug(
+        "channels of the next pixel are in this part",
+        "plane_bias_act.cuh",
+        "return channel < channels ? static_cast<int64_t>(pixel) * tiling.inner + channel : -1;",
+        "return static_cast<int64_t>(pixel) * tiling.inner + channel;",
+        "asan",
+    ),
+    Bug(
+        "one element beyond a tile",
+        "plane_bias_act.cuh",
+        "if (element >= elements) return -1;",
+        "if (element > elements) return -1;",
+        "asan",
+    ),
+    Bug(
+        "maps are read 16 bytes at once from anywhere",
+        "plane_bias_act.cu",
+        "% kAccessBytes == 0;",
+        "% sizeof(float) == 0;",
+        "asan",
+    ),
+    Bug(
+        "parts of an image take the place of its first",
+        "plane_bias_act.cuh",
+        " + tile.row_tile) * biases",
+        ") * biases",
+        "values",
+    ),
+    Bug(
+        "the last part of an image is left out",
+        "plane_bias_act.cuh",
+        "tile < row_tiles;",
+        "tile < row_tiles - 1;",
+        "values",
+    ),
+    Bug(
+        "sums of rows lie where others are still to be read",
+        "plane_bias_act.cuh",
+        "own[rows.first(r) * line] =",
+        "own[r * line] =",
+        "values",
+    ),
+    Bug(
+        "a row of pixels does not begin again",
+        "plane_bias_act.cuh",
+        "    at.column = 0;\n",
+        "",
+        "values",
+    ),
+    Bug(
+        "pixels of one pattern take the same place",
+        "plane_bias_act.cuh",
+        " && j < i",
+        "",
+        "values",
+    ),
+    Bug(
+        "all images of a tile have the sums of the first",
+        "plane_bias_act.cuh",
+        "(image * tile.rows + rows.first(r)) * line",
+        "rows.first(r) * line",
+        "values",
+    ),
+    Bug(
+        "a pattern of rows has the biases of its number of columns",
+        "plane_bias_act.cuh",
+        "row * column_patterns + column",
+        "row + column * column_patterns",
+        "values",
+    ),
 ]
 
 OPS = (
@@ -1018,6 +1131,7 @@ OPS = (
     EmulatedFirstOccurrence,
     EmulatedParzen,
     EmulatedMaxout,
+    EmulatedPlaneBiasAct,
 )
 
 Failures = type[Exception] | tuple[type[Exception], ...]
@@ -1033,7 +1147,8 @@ CHECKS: dict[str, tuple[str, Callable[[Emulated], None], Failures]] = {
 
 def plant(bug: Bug, folder: Path) -> Path:
     """A copy of the kernels with the bug; a part of them, to compile it sooner: float32 alone and no
-    smooth activation of bn_act, bfloat16 alone of the convolutions. Images and samples are shared by two blocks."""
+    smooth activation of bn_act and plane_bias_act, bfloat16 alone of the convolutions. Images and samples are shared by
+    two blocks."""
     kernels = folder / bug.name.replace(" ", "_").replace(",", "") / "cuda"
     shutil.copytree(KERNELS, kernels)
     for shared in KERNELS.parent.glob("*.h"):
@@ -1058,6 +1173,11 @@ def plant(bug: Bug, folder: Path) -> Path:
         ("conv.cu", "kImageBlocks = 396;", "kImageBlocks = 2;"),
         ("conv.cu", "kTargetBlocks / call.tiles()))", "2 / call.tiles()))"),
         ("parzen.cu", "kWantedBlocks = 264;", "kWantedBlocks = 2;"),
+        ("plane_bias_act.cu", "run(__nv_bfloat16())", "run(float())"),
+        ("plane_bias_act.cu", "run(__half())", "run(float())"),
+        ("plane_bias_act.cu", "across, std::true_type())", "across, std::false_type())"),
+        ("plane_bias_act.cu", "run(items, std::true_type())", "run(items, std::false_type())"),
+        ("plane_bias_act.cu", "kTargetBlocks = 512;", "kTargetBlocks = 2;"),
     ):
         source = (kernels / name).read_text()
         assert whole in source
