@@ -1,0 +1,17 @@
+"""The DCGAN paper's experiments as commands: each turns a checkpoint into a picture for a slide and a JSON of figures.
+
+What they compute are functions of their own: :mod:`dcgan_fast.latent`, :mod:`dcgan_fast.guided`,
+:mod:`dcgan_fast.forgetting`, :mod:`dcgan_fast.memorisation`.
+"""
+
+from __future__ import annotations
+
+from .common import AddCommand
+from .latent_commands import add_latent_commands
+
+__all__ = ["add_commands"]
+
+
+def add_commands(add: AddCommand) -> None:
+    """Add all of them to a command line: ``add(name, run, summary, text, example)`` gives a parser."""
+    add_latent_commands(add)

@@ -1,0 +1,184 @@
+"""What the commands share: how checkpoints are opened, how samples and scores are named, where outputs go."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from torch import nn
+
+from .. import models
+from ..devices import pick_device
+from ..errors import UserError
+from ..files import make_folder, write_text
+from ..latent import ATTRIBUTES, Score, best_seeds
+from ..training import load_networks
+from ..visualize import save_png
+
+AddCommand = Callable[..., argparse.ArgumentParser]
+
+_MOST_SEEDS = 10_000  # that one list may name
+
+
+class Outputs:
+    """Files beside each other, named after the picture: ``walk.png``, ``walk.json``, ``walk.gif``."""
+
+    def __init__(self, picture: str) -> None:
+        path = Path(picture)
+        self._picture = (
+            path if path.suffix.lower() == ".png" else path.with_name(f"{path.name}.png")
+        )
+        if self._picture.is_dir():
+            raise UserError(f"{self._picture} is a folder; a file for the picture is needed")
+        make_folder(self._picture.parent)
+        self.written: list[tuple[Path, str]] = []
+
+    def path(self, suffix: str = ".png") -> Path:
+        return self._picture.with_suffix(suffix)
+
+    def note(self, path: Path, what: str) -> None:
+        self.written.append((path, what))
+
+    def picture(self, image: Image.Image, what: str, suffix: str = ".png") -> None:
+        save_png(image, self.path(suffix))
+        self.note(self.path(suffix), what)
+
+    def figures(self, values: Mapping[str, Any]) -> None:
+        """Write the figures, the last of the outputs, and say what there is."""
+        path = self.path(".json")
+        write_text(path, json.dumps(values, indent=2) + "\n")
+        self.note(path, "the figures")
+        for each, what in self.written:
+            print(f"{os.path.relpath(each)}: {what}")
+
+
+def load_generator(checkpoint: str, device: str) -> models.LatentNetwork:
+    """The generator of a checkpoint, on the device of that name."""
+    generator = load_networks(checkpoint)[0]
+    if generator is None:
+        raise UserError(f"{checkpoint} holds no generator")
+    assert isinstance(generator, models.LatentNetwork)
+    return generator.to(pick_device(device))
+
+
+def load_discriminator(checkpoint: str, device: str) -> nn.Module:
+    """The discriminator of a checkpoint, on the device of that name."""
+    discriminator = load_networks(checkpoint)[1]
+    if discriminator is None:
+        raise UserError(f"{checkpoint} holds no discriminator")
+    return discriminator.to(pick_device(device))
+
+
+def bars() -> bool:
+    """Whether somebody watches: progress bars are for people."""
+    return sys.stderr.isatty()
+
+
+# --------------------------------------------------------------------------------------- samples
+
+
+def parse_seeds(flag: str, text: str) -> list[int]:
+    """``1,2,3`` and ``1-10`` and mixtures of the two; raises :class:`UserError`."""
+    seeds: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if first > last or last >= 2**63:
+            raise UserError(f"{flag}: seeds look like 1,2,3 or 1-10, got '{text}'")
+        if last - first >= _MOST_SEEDS - len(seeds):
+            raise UserError(f"{flag}: at most {_MOST_SEEDS:,} seeds, got '{text}'")
+        seeds += range(first, last + 1)
+    return seeds
+
+
+def load_function(flag: str, name: str) -> Callable[..., Any]:
+    """The function ``module:name``, from the folder one is in or wherever Python finds modules."""
+    module, _, function = name.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        found = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"{flag}: no function {name} can be imported: {error}") from error
+    if not callable(found):
+        raise UserError(f"{flag}: {name} is no function, it is a {type(found).__name__}")
+    return found
+
+
+def find_score(flag: str, name: str) -> Score:
+    """An attribute of :data:`~dcgan_fast.latent.ATTRIBUTES`, or a function ``module:name``."""
+    if name in ATTRIBUTES:
+        return ATTRIBUTES[name]
+    if ":" not in name:
+        known = ", ".join(ATTRIBUTES)
+        raise UserError(f"{flag}: a score is one of {known}, or MODULE:FUNCTION; got '{name}'")
+    return load_function(flag, name)
+
+
+SAMPLES_HELP = (
+    "SEEDS (3,17,40), or most:SCORE or least:SCORE, with SCORE one of {} or MODULE:FUNCTION".format(
+        ", ".join(ATTRIBUTES)
+    )
+)
+
+
+def choose_samples(
+    flag: str,
+    text: str,
+    generator: models.LatentNetwork,
+    count: int,
+    *,
+    among: int,
+    label: int | None,
+    bn: str,
+) -> tuple[list[int], str | None]:
+    """The seeds that :data:`SAMPLES_HELP` describes, and the name of the score that chose them, if one did."""
+    side, _, name = text.partition(":")
+    if side not in ("most", "least"):
+        return parse_seeds(flag, text), None
+    score = find_score(flag, name)
+    seeds = best_seeds(
+        generator, score, count, among=among, lowest=side == "least", label=label, bn=bn
+    )
+    return seeds, name
+
+
+# ------------------------------------------------------------------------------------- arguments
+
+
+def sampling_arguments(parser: argparse.ArgumentParser, out: str) -> None:
+    """Those of every command that draws samples, with the picture called ``out``."""
+    parser.add_argument(
+        "--class",
+        dest="label",
+        type=int,
+        metavar="N",
+        help="of a conditional generator (default: 0)",
+    )
+    parser.add_argument(
+        "--bn",
+        default="running",
+        choices=models.BN_MODES,
+        help="batch norm statistics, as of sample (default: running)",
+    )
+    output_arguments(parser, out)
+
+
+def output_arguments(parser: argparse.ArgumentParser, out: str) -> None:
+    parser.add_argument(
+        "--out",
+        default=out,
+        metavar="FILE",
+        help=f"the picture; other files are named after it (default: {out})",
+    )
+    parser.add_argument(
+        "--device", default="auto", help="cpu, cuda, cuda:1 ... (default: CUDA where there is one)"
+    )

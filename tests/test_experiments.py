@@ -1,0 +1,179 @@
+"""The paper's experiments on the command line, with networks of width 4."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from tiny_runs import one_thread  # noqa: F401
+
+from dcgan_fast import cli, models
+from dcgan_fast.latent import ATTRIBUTES, best_seeds
+from dcgan_fast.training import load_networks, save_checkpoint
+
+
+def save(path: Path, preset: str, **settings: Any) -> Path:
+    torch.manual_seed(0)
+    networks = models.build(preset, image_size=16, nz=8, ngf=4, ndf=4, **settings)
+    for weight in networks[0].parameters():  # so that its images differ
+        if weight.dim() == 4:
+            weight.data *= 20
+    roles = ("generator", "discriminator")
+    named = dict(zip(roles, networks, strict=True))
+    content = {
+        "preset": preset,
+        "config": {role: network.config for role, network in named.items()},
+        "networks": {role: type(network).__name__ for role, network in named.items()},
+        **{role: network.state_dict() for role, network in named.items()},
+    }
+    save_checkpoint(path, content)
+    return path
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DCGAN_FAST_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("PATH", "/nowhere")  # no ffmpeg
+        yield
+
+
+@pytest.fixture(scope="module")
+def colour(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save(tmp_path_factory.mktemp("nets") / "colour.pt", "pytorch")
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save(tmp_path_factory.mktemp("nets") / "labelled.pt", "cgan-dcgan", classes=3, nc=1)
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def error_of(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs a command that fails as user errors do; returns what its one line says."""
+
+    def run_and_read(*argv: object) -> str:
+        assert cli.main([str(word) for word in argv]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("dcgan-fast: error: ") and error.count("\n") == 1, error
+        return error.removeprefix("dcgan-fast: error: ")
+
+    return run_and_read
+
+
+def run(*argv: object) -> None:
+    assert cli.main([str(word) for word in argv]) == 0
+
+
+def figures(path: str) -> dict[str, Any]:
+    return json.loads(Path(path).read_text())
+
+
+def files() -> list[str]:
+    return sorted(str(path) for path in Path().rglob("*.*"))
+
+
+# ------------------------------------------------------------------------------------------- walk
+
+
+def test_walk(colour: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run("walk", colour)
+    assert files() == ["walk.gif", "walk.json", "walk.png"]
+    assert capsys.readouterr().out.splitlines() == [
+        "walk.png: 73 images of the walk between 9 seeds",
+        "walk.gif: the walk as a film",
+        "walk.json: the figures",
+    ]
+    found = figures("walk.json")
+    assert (found["seeds"], found["path"], found["images"]) == (list(range(9)), "spherical", 73)
+    assert 1 / 9 <= found["smoothness"]["jump"] < 1
+    with Image.open("walk.gif") as film:
+        assert film.n_frames == 73
+
+
+def test_walk_settings(colour: Path, labelled: Path) -> None:
+    flags = ["--seeds", "5,7-8", "--steps", "2", "--path", "straight", "--closed", "--fps", "20"]
+    run("walk", colour, *flags, "--bn", "population", "--out", "made/here")
+    assert files() == ["made/here.gif", "made/here.json", "made/here.png"]
+    found = figures("made/here.json")
+    assert (found["seeds"], found["path"], found["images"]) == ([5, 7, 8], "straight", 7)
+    with Image.open("made/here.gif") as film:
+        assert (film.n_frames, film.info["duration"]) == (7, 50)
+    run("walk", labelled, "--class", "2", "--steps", "1", "--seeds", "0,1")
+
+
+# ------------------------------------------------------------------------------ arithmetic and turn
+
+
+def test_arithmetic(colour: Path) -> None:
+    run("arithmetic", colour)
+    assert files() == ["arithmetic.json", "arithmetic.png", "arithmetic.seeds.png"]
+    found = figures("arithmetic.json")
+    generator = load_networks(colour)[0]
+    assert isinstance(generator, models.Generator)
+    most, least, seeds = found["concepts"]
+    assert most["seeds"] == best_seeds(generator, ATTRIBUTES["contrast"], 3)
+    assert least["seeds"] == best_seeds(generator, ATTRIBUTES["contrast"], 3, lowest=True)
+    assert seeds["seeds"] == [0, 1, 2]
+    assert [each["sign"] for each in found["concepts"]] == ["+", "-", "+"]
+    assert set(found["result"]) == set(found["pixel_control"]) == set(ATTRIBUTES)
+
+
+def test_terms_are_taken_in_their_order(labelled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("my_scores.py").write_text("def corner(images):\n    return images[:, 0, 0, 0]\n")
+    terms = ["--minus", "3", "--plus", "most:my_scores:corner", "--minus", "5-7", "--plus", "9"]
+    run("arithmetic", labelled, *terms, "--class", "1", "--sheet", "0", "--among", "30")
+    found = figures("arithmetic.json")
+    assert [(c["sign"], len(c["seeds"])) for c in found["concepts"]] == [
+        ("-", 1),
+        ("+", 3),
+        ("-", 3),
+        ("+", 1),
+    ]
+    assert set(found["result"]) == {"brightness", "contrast"}  # grey images
+    assert not Path("arithmetic.seeds.png").exists()
+
+
+def test_turn(colour: Path) -> None:
+    run("turn", colour, "--steps", "5", "--subjects", "3-10", "--sheet", "12")
+    assert files() == ["turn.json", "turn.png", "turn.seeds.png"]
+    found = figures("turn.json")
+    generator = load_networks(colour)[0]
+    assert isinstance(generator, models.Generator)
+    assert found["to"]["seeds"] == best_seeds(generator, ATTRIBUTES["brightness"], 4)
+    assert found["positions"] == [-1, -0.5, 0, 0.5, 1]
+    brightness = found["mean_scores_along"]["brightness"]
+    assert brightness[4] > brightness[2] > brightness[0]
+
+
+def test_latent_errors(colour: Path, labelled: Path, error_of: Callable[..., str]) -> None:
+    assert "at least 2 latent vectors, got 1" in error_of("walk", colour, "--seeds", "4")
+    assert "--seeds: seeds look like 1,2,3 or 1-10, got '4-'" in error_of(
+        "walk", colour, "--seeds", "4-"
+    )
+    assert "at most 10,000 seeds" in error_of("walk", colour, "--seeds", "0-10000")
+    assert "--fps must be above 0" in error_of("walk", colour, "--fps", "0")
+    assert "is for a generator with classes" in error_of("walk", colour, "--class", "1")
+    assert "from 0 to 2, got 7" in error_of("turn", labelled, "--class", "7")
+    assert "--plus: a score is one of brightness, contrast" in error_of(
+        "arithmetic", colour, "--plus", "most:smile"
+    )
+    assert "--plus: no function no_such:thing can be imported" in error_of(
+        "arithmetic", colour, "--plus", "most:no_such:thing"
+    )
+    assert "images of 1 channels have no colours" in error_of("turn", labelled, "--to", "most:red")
+    assert "'steps' must be" in error_of("walk", colour, "--steps", "0")
+    Path("folder.png").mkdir()
+    assert "folder.png is a folder" in error_of("walk", colour, "--out", "folder.png")
+    assert "no such checkpoint" in error_of("walk", "missing.pt")
+    assert not [name for name in files() if name != "folder.png"]
