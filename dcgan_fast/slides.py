@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import shutil
 import subprocess
@@ -14,13 +15,15 @@ from torch import Tensor
 
 from .errors import UserError
 from .files import atomic_write, write_bytes
-from .visualize import image_grid, to_uint8
+from .visualize import to_image
 
 __all__ = ["above", "beside", "grid", "numbered", "save_gif", "save_mp4", "slide", "titled"]
 
 _TEXT, _QUIET = (30, 30, 30), (110, 110, 110)
 _TITLE, _CAPTION, _GAP = 15, 12, 20  # heights of letters and the space between pictures, in pixels
-_MARGIN = 12
+_MARGIN, _LINE = 12, 2
+_SHEET = (200, 200, 200)  # between images
+_READABLE = 64  # pixels that an image should have to be looked at
 _FILM_SIDE = 256  # pixels that a film should be high
 
 
@@ -31,8 +34,21 @@ def grid(
     scale: int | None = None,
     value_range: tuple[float, float] = (-1.0, 1.0),
 ) -> Image.Image:
-    """:func:`~dcgan_fast.visualize.image_grid` in RGB, transparency laid on white."""
-    return _on_white(image_grid(images, columns=columns, scale=scale, value_range=value_range))
+    """Images ``(N, C, H, W)``, at least one, row by row on grey, from which black and white ones stand out; in RGB.
+
+    ``columns`` and ``scale`` are as of :func:`~dcgan_fast.visualize.image_grid`; transparency is laid on white.
+    """
+    count, _, height, width = images.shape
+    scale = scale or max(1, _READABLE // max(height, width, 1))
+    columns = min(count, columns or math.ceil(math.sqrt(count)))
+    step_x, step_y = width * scale + _LINE, height * scale + _LINE
+    size = (columns * step_x + _LINE, math.ceil(count / columns) * step_y + _LINE)
+    page = Image.new("RGB", size, _SHEET)
+    for index, image in enumerate(images):
+        picture = _on_white(to_image(image, value_range=value_range))
+        picture = picture.resize((width * scale, height * scale), Image.Resampling.NEAREST)
+        page.paste(picture, (_LINE + index % columns * step_x, _LINE + index // columns * step_y))
+    return page
 
 
 def titled(title: str, picture: Image.Image, caption: str = "") -> Image.Image:
@@ -124,11 +140,9 @@ def _on_white(picture: Image.Image) -> Image.Image:
 def _frames(images: Tensor, value_range: tuple[float, float]) -> list[Image.Image]:
     """Images large enough to be watched, of an even number of pixels each way, as H.264 wants them."""
     scale = max(2, 2 * round(_FILM_SIDE / (2 * images.shape[2])))
-    pixels = to_uint8(images, value_range=value_range)
-    channels = pixels.shape[3]
-    pictures = [Image.fromarray(each if channels > 1 else each[..., 0]) for each in pixels]
     size = (images.shape[3] * scale, images.shape[2] * scale)
-    return [_on_white(each).resize(size, Image.Resampling.NEAREST) for each in pictures]
+    pictures = [_on_white(to_image(image, value_range=value_range)) for image in images]
+    return [picture.resize(size, Image.Resampling.NEAREST) for picture in pictures]
 
 
 def save_gif(

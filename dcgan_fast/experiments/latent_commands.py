@@ -153,9 +153,7 @@ def _arithmetic_slide(
         name = text if len(text) <= _TITLE else "seeds"
         shown = ", ".join(map(str, its[:4])) + (" ..." if len(its) > 4 else "")
         rows = -(-len(images) // -(-len(images) // 4))  # four in a column at most
-        examples = titled(
-            f"{'−' if sign == '-' else sign} {name}", show(images, -(-len(images) // rows)), shown
-        )
+        examples = titled(f"{sign} {name}", show(images, -(-len(images) // rows)), shown)
         columns.append(above([examples, titled("their mean z", show(mean[None], 1))], gap=8))
     result = titled("= result", show(made.results, 3), f"around it: noise of ±{noise:g} in z")
     pixels = titled("the same of pixels", show(made.pixels[None], 1), "control")
