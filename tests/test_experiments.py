@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -177,3 +178,38 @@ def test_latent_errors(colour: Path, labelled: Path, error_of: Callable[..., str
     assert "folder.png is a folder" in error_of("walk", colour, "--out", "folder.png")
     assert "no such checkpoint" in error_of("walk", "missing.pt")
     assert not [name for name in files() if name != "folder.png"]
+
+
+# -------------------------------------------------------------------------------- guided-backprop
+
+
+def test_guided_backprop_of_samples(colour: Path) -> None:
+    run("guided-backprop", colour, "--images", "200", "--top", "3")
+    assert files() == ["guided-backprop.json", "guided-backprop.png"]
+    found = figures("guided-backprop.json")
+    assert found["data"] == "4,096 samples" and found["images"] == 200
+    assert (found["layer"], found["maps"], found["features"]) == (2, 8, list(range(6)))
+    assert -1 <= found["likeness_of_any_images"] <= 1
+    for side in ("trained", "random"):
+        assert np.shape(found[side]["rows"]) == (6, 3) and "purity" not in found[side]
+    assert found["trained"]["responses"] != found["random"]["responses"]
+
+
+def test_guided_backprop_of_data(colour: Path) -> None:
+    flags = ["--data", "fake:50", "--layer", "1", "--features", "2", "--rule", "leaky"]
+    run("guided-backprop", colour, *flags, "--out", "a.png")
+    found = figures("a.json")
+    assert (found["data"], found["images"], found["layer_name"]) == ("fake", 50, "main.0")
+    assert all(0 < purity <= 1 for purity in found["trained"]["purity"])
+
+
+def test_guided_backprop_errors(colour: Path, labelled: Path, error_of: Callable[..., str]) -> None:
+    command = ["guided-backprop", colour, "--data", "fake:20"]
+    assert "'layer' must be 1 to 2, or -1 to -2 from the end" in error_of(*command, "--layer", "5")
+    assert "'features' must be an integer from 1 to 8, got 99" in error_of(
+        *command, "--features", "99"
+    )
+    assert "'top' must be an integer from 1 to 20" in error_of(*command, "--top", "21")
+    assert "holds a ConditionalDiscriminator" in error_of("guided-backprop", labelled)
+    assert "no such file or folder" in error_of("guided-backprop", colour, "--data", "missing")
+    assert not files()

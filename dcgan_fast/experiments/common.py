@@ -12,16 +12,19 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 from torch import nn
 
 from .. import models
+from ..data import Dataset, prepare
+from ..data.source import SPLITS
 from ..devices import pick_device
 from ..errors import UserError
 from ..files import make_folder, write_text
-from ..latent import ATTRIBUTES, Score, best_seeds
+from ..latent import ATTRIBUTES, Score, best_seeds, latents_of
 from ..training import load_networks
-from ..visualize import save_png
+from ..visualize import save_png, to_uint8
 
 AddCommand = Callable[..., argparse.ArgumentParser]
 
@@ -69,17 +72,73 @@ def load_generator(checkpoint: str, device: str) -> models.LatentNetwork:
     return generator.to(pick_device(device))
 
 
-def load_discriminator(checkpoint: str, device: str) -> nn.Module:
-    """The discriminator of a checkpoint, on the device of that name."""
-    discriminator = load_networks(checkpoint)[1]
-    if discriminator is None:
-        raise UserError(f"{checkpoint} holds no discriminator")
-    return discriminator.to(pick_device(device))
-
-
 def bars() -> bool:
     """Whether somebody watches: progress bars are for people."""
     return sys.stderr.isatty()
+
+
+# ---------------------------------------------------------------------------------------- images
+
+SAMPLES = "samples"  # as DATA: images of the generator itself
+_OWN_IMAGES = 4096  # of them
+
+
+def open_images(
+    checkpoint: str,
+    content: Mapping[str, Any],
+    generator: nn.Module | None,
+    data: str | None,
+    split: str,
+    *,
+    image_size: int,
+    channels: int,
+) -> Dataset:
+    """The images that a command looks at: ``data``, or what the checkpoint was trained on, or the generator's own.
+
+    Raises:
+        UserError: there are none of the chosen kind.
+    """
+    trained_on = content.get("train_config") or {}
+    if data is None and "data" in trained_on:
+        data, split = str(trained_on["data"]), str(trained_on.get("split", split))
+    if data not in (None, SAMPLES):
+        bar = bars()
+        return prepare(data, image_size=image_size, channels=channels, split=split, progress=bar)
+    if not isinstance(generator, models.Generator):
+        raise UserError(f"{checkpoint} does not say what it was trained on: give --data")
+    latents = latents_of(generator, range(_OWN_IMAGES))
+    images = models.generate(generator, latents, bn=content.get("bn", "running"))
+    pixels = to_uint8(images, value_range=generator.output_range)
+    return Dataset(f"{len(pixels):,} samples", np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))
+
+
+def some_of(dataset: Dataset, count: int) -> Dataset:
+    """``count`` of the images drawn without replacement, in their order; all where there are no more."""
+    if len(dataset) <= count:
+        return dataset
+    rows = np.sort(np.random.default_rng(0).choice(len(dataset), count, replace=False))
+    labels = None if dataset.labels is None else dataset.labels[rows]
+    return Dataset(dataset.name, dataset.images[rows], labels, dataset.classes)
+
+
+def data_arguments(parser: argparse.ArgumentParser, count: int) -> None:
+    """Those of every command that looks at images, at ``count`` of them at most."""
+    parser.add_argument(
+        "--data",
+        metavar="DATA",
+        help="whatever train takes, or samples: the generator's own (default: what the checkpoint "
+        "was trained on, or samples where it does not say)",
+    )
+    parser.add_argument(
+        "--split", default="train", choices=SPLITS, help="the part of them (default: train)"
+    )
+    parser.add_argument(
+        "--images",
+        type=int,
+        default=count,
+        metavar="N",
+        help=f"of them at most, drawn at random (default: {count})",
+    )
 
 
 # --------------------------------------------------------------------------------------- samples
