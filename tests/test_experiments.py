@@ -213,3 +213,40 @@ def test_guided_backprop_errors(colour: Path, labelled: Path, error_of: Callable
     assert "holds a ConditionalDiscriminator" in error_of("guided-backprop", labelled)
     assert "no such file or folder" in error_of("guided-backprop", colour, "--data", "missing")
     assert not files()
+
+
+# ----------------------------------------------------------------------------------------- forget
+
+
+def test_forget(colour: Path) -> None:
+    run("forget", colour, "--seeds", "0-39", "--layer", "-1")
+    assert files() == ["forget.json", "forget.png"]
+    found = figures("forget.json")
+    assert (found["mark"], found["layer"], found["maps"]) == ("bright", 2, 4)
+    assert found["dropped_maps"] == len(found["dropped"]) == np.sum(np.array(found["weights"]) > 0)
+    assert found["accuracy_on_other_samples"] > found["chance"]
+    assert found["change"]["inside"] > 0
+
+
+def test_forget_boxes_and_functions(colour: Path) -> None:
+    Path("boxes.json").write_text(json.dumps({n: [[0, 0, 8, 9]] for n in range(5, 30)}))
+    run("forget", colour, "--boxes", "boxes.json", "--layer", "1", "--out", "a", "--show", "4")
+    assert figures("a.json")["seeds"] == list(range(5, 30))
+    assert figures("a.json")["positions"] == {"inside": 20 * 4, "outside": 20 * 4}
+    Path("my_marks.py").write_text(
+        "def left(images):\n    return [[(0, 0, 8, 16)]] * len(images)\n"
+    )
+    run("forget", colour, "--mark", "my_marks:left", "--seeds", "0-9", "--layer", "1")
+    assert figures("forget.json")["positions"] == {"inside": 64, "outside": 64}
+
+
+def test_forget_errors(colour: Path, labelled: Path, error_of: Callable[..., str]) -> None:
+    assert "'layer' must be 1 to 2" in error_of("forget", colour, "--layer", "3")
+    assert "--mark must be one of bright" in error_of("forget", colour, "--mark", "window")
+    assert "'share' must be above 0" in error_of("forget", colour, "--share", "0")
+    assert "cannot read none.json" in error_of("forget", colour, "--boxes", "none.json")
+    assert "leave --mark" in error_of("forget", colour, "--boxes", "a", "--mark", "dark")
+    assert "holds a ConditionalGenerator" in error_of("forget", labelled)
+    Path("boxes.json").write_text('{"1": [], "2": []}')
+    assert "nothing is inside" in error_of("forget", colour, "--boxes", "boxes.json")
+    assert files() == ["boxes.json"]

@@ -7,6 +7,7 @@ What they compute are functions of their own: :mod:`dcgan_fast.latent`, :mod:`dc
 from __future__ import annotations
 
 from .common import AddCommand
+from .forget_command import add_forget_command
 from .guided_command import add_guided_command
 from .latent_commands import add_latent_commands
 
@@ -17,3 +18,4 @@ def add_commands(add: AddCommand) -> None:
     """Add all of them to a command line: ``add(name, run, summary, text, example)`` gives a parser."""
     add_latent_commands(add)
     add_guided_command(add)
+    add_forget_command(add)
