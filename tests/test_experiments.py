@@ -250,3 +250,67 @@ def test_forget_errors(colour: Path, labelled: Path, error_of: Callable[..., str
     Path("boxes.json").write_text('{"1": [], "2": []}')
     assert "nothing is inside" in error_of("forget", colour, "--boxes", "boxes.json")
     assert files() == ["boxes.json"]
+
+
+# ---------------------------------------------------------------------------------------- nearest
+
+QUICK = ["--sizes", "20,50", "--samples", "60"]
+
+
+def test_nearest(colour: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run("nearest", colour, "--data", "fake:80", *QUICK, "--seeds", "3-9", "-k", "2")
+    assert files() == ["nearest.json", "nearest.png"]
+    found = figures("nearest.json")
+    assert (found["training_images"], found["held_out_images"]) == (80, 0)
+    for space in ("pixels", "discriminator"):
+        assert np.shape(found["neighbours"][space]["rows"]) == (7, 2)
+        assert found["nearness"][space]["held_out"] is None
+        assert 0 <= found["nearness"][space]["copies"] <= 1
+    assert [each["samples"] for each in found["real_to_samples"]["at"]] == [20, 50]
+    assert all(each["accuracy"] is None for each in found["real_to_samples"]["at"])
+    pixels = found["distances"]["pixels at 16x16"]
+    assert (pixels["features"], pixels["real_images"], pixels["samples"]) == (768, 80, 60)
+    assert found["distances"]["discriminator's maps"]["features"] == 12
+    out = capsys.readouterr().out
+    assert "Fréchet distance" in out and "FID" not in out
+
+
+def test_nearest_of_a_conditional_generator(labelled: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (90, 16, 16), dtype=np.uint8)
+    labels = np.arange(90) % 3
+    np.savez(
+        "set.npz",
+        x_train=images[:60],
+        y_train=labels[:60],
+        x_test=images[60:],
+        y_test=labels[60:],
+    )
+    run("nearest", labelled, "--data", "set.npz", *QUICK, "--out", "a.png")
+    found = figures("a.json")
+    assert (found["training_images"], found["held_out_images"]) == (60, 30)
+    assert list(found["nearness"]) == ["pixels"] and found["nearness"]["pixels"]["held_out"] > 0
+    assert found["real_to_samples"]["real_images"] == "30 held out"
+    assert all(0 <= each["accuracy"] <= 1 for each in found["real_to_samples"]["at"])
+    run("nearest", labelled, "--data", "set.npz", *QUICK, "--class", "1")
+
+
+def test_nearest_with_features_of_ones_own(colour: Path) -> None:
+    class Means(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return images.mean((2, 3))
+
+    torch.jit.script(Means()).save("means.pt")
+    run("nearest", colour, "--data", "fake:80", *QUICK, "--features", "means.pt")
+    assert figures("nearest.json")["distances"]["means.pt"]["features"] == 3
+
+
+def test_nearest_errors(colour: Path, labelled: Path, error_of: Callable[..., str]) -> None:
+    assert "does not say what it was trained on: give --data" in error_of("nearest", colour)
+    command = ["nearest", colour, "--data", "fake:20"]
+    assert "'k' must be an integer from 1 to 20, got 21" in error_of(*command, "-k", "21")
+    assert "'sizes' must ascend" in error_of(*command, "--sizes", "20,10", "--samples", "20")
+    assert "'samples' must be an integer of at least 2" in error_of(*command, "--samples", "1")
+    assert "--class is for a generator" in error_of(*command, "--class", "1")
+    assert "no such checkpoint" in error_of(*command, "--features", "none.pt2", *QUICK)
+    assert "no such file or folder" in error_of("nearest", colour, "--data", "none")
+    assert not files()

@@ -10,6 +10,7 @@ from .common import AddCommand
 from .forget_command import add_forget_command
 from .guided_command import add_guided_command
 from .latent_commands import add_latent_commands
+from .nearest_command import add_nearest_command
 
 __all__ = ["add_commands"]
 
@@ -19,3 +20,4 @@ def add_commands(add: AddCommand) -> None:
     add_latent_commands(add)
     add_guided_command(add)
     add_forget_command(add)
+    add_nearest_command(add)
