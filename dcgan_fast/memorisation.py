@@ -252,7 +252,7 @@ def real_to_samples(
         progress: whether to show bars.
 
     Raises:
-        UserError: sizes do not ascend, images or labels are of other shapes, or the samples are no numbers.
+        UserError: sizes do not ascend, images or labels are of other shapes or classes, or the samples are no numbers.
     """
     numbers = [integer("real_to_samples", "sizes", size, 1) for size in sizes]
     if not numbers or any(b <= a for a, b in zip(numbers, numbers[1:], strict=False)):
@@ -262,6 +262,10 @@ def real_to_samples(
             f"real_to_samples(): 'labels' must be ({len(images)},), one an image, got {labels.shape}"
         )
     classes = generator.classes
+    if classes and labels is not None and labels.max(initial=0) >= classes:
+        raise UserError(
+            f"real_to_samples(): 'labels' must be below {classes}, the generator's classes, got {labels.max()}"
+        )
     nearest = NearestSoFar(pixel_features(images))
     stream = torch.Generator().manual_seed(seed)
     drawn, found, of_samples = 0, [], np.empty(0, np.int64)

@@ -291,7 +291,19 @@ def test_nearest_of_a_conditional_generator(labelled: Path) -> None:
     assert list(found["nearness"]) == ["pixels"] and found["nearness"]["pixels"]["held_out"] > 0
     assert found["real_to_samples"]["real_images"] == "30 held out"
     assert all(0 <= each["accuracy"] <= 1 for each in found["real_to_samples"]["at"])
-    run("nearest", labelled, "--data", "set.npz", *QUICK, "--class", "1")
+    run("nearest", labelled, "--data", "set.npz", "--split", "all", *QUICK, "--class", "1")
+    found = figures("nearest.json")  # nothing is held out of all
+    assert (found["training_images"], found["held_out_images"]) == (90, 0)
+
+
+def test_the_data_of_the_training_is_the_default() -> None:
+    tiny = "train fake:40 --image-size 16 --channels 1 --ngf 4 --ndf 4 --nz 8 --batch-size 16"
+    run(*tiny.split(), "--max-steps", "1", "--grid-images", "4", "--name", "run")
+    run("nearest", "runs/run", *QUICK, "--seeds", "1,2")
+    assert figures("nearest.json")["data"] == "fake"
+    assert figures("nearest.json")["training_images"] == 40
+    run("guided-backprop", "runs/run", "--top", "2")
+    assert figures("guided-backprop.json")["data"] == "fake"
 
 
 def test_nearest_with_features_of_ones_own(colour: Path) -> None:

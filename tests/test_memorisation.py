@@ -126,6 +126,8 @@ def test_accuracy_of_a_generator_with_labels(monkeypatch: pytest.MonkeyPatch) ->
         )
         assert each.accuracy == pytest.approx(expected)
     assert real_to_samples(generator, images, sizes=[4])[0].accuracy is None
+    with pytest.raises(UserError, match="'labels' must be below 3, the generator's classes, got 4"):
+        real_to_samples(generator, images, labels * 2, sizes=[4])
 
 
 def test_wrong_arguments(networks: Any) -> None:

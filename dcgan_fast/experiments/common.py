@@ -98,9 +98,7 @@ def open_images(
     Raises:
         UserError: there are none of the chosen kind.
     """
-    trained_on = content.get("train_config") or {}
-    if data is None and "data" in trained_on:
-        data, split = str(trained_on["data"]), str(trained_on.get("split", split))
+    data, split = which_images(content, data, split)
     if data not in (None, SAMPLES):
         bar = bars()
         return prepare(data, image_size=image_size, channels=channels, split=split, progress=bar)
@@ -110,6 +108,16 @@ def open_images(
     images = models.generate(generator, latents, bn=content.get("bn", "running"))
     pixels = to_uint8(images, value_range=generator.output_range)
     return Dataset(f"{len(pixels):,} samples", np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))
+
+
+def which_images(
+    content: Mapping[str, Any], data: str | None, split: str
+) -> tuple[str | None, str]:
+    """``data`` and ``split``, or where no data is named those that the checkpoint was trained on, if it says."""
+    trained_on = content.get("train_config") or {}
+    if data is None and "data" in trained_on:
+        return str(trained_on["data"]), str(trained_on.get("split", split))
+    return data, split
 
 
 def some_of(dataset: Dataset, count: int) -> Dataset:

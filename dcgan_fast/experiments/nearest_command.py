@@ -45,6 +45,7 @@ from .common import (
     parse_seeds,
     sampling_arguments,
     some_of,
+    which_images,
 )
 
 _SEEDS, _SIZES = "0-11", "1000,10000,100000"
@@ -82,10 +83,10 @@ def _nearest(
     where = pick_device(device)
     generator.to(where)
     size, channels = generator.config["image_size"], generator.config["nc"]
+    data, split = which_images(content, data, split)
     whole = open_images(checkpoint, content, None, data, split, image_size=size, channels=channels)
     training = some_of(whole, integer("nearest", "images", images, 2))
-    data = data or str(content["train_config"]["data"])
-    held_out = _test_images(data, size, channels) if split == "train" else None
+    held_out = _test_images(str(data), size, channels) if split == "train" else None
 
     spaces: dict[str, FeatureExtractor] = {"pixels": pixel_features}
     if isinstance(discriminator, Discriminator):
@@ -126,7 +127,7 @@ def _nearest(
         label=label,
         bn=bn,
     ).smoothness
-    distances = _distances(whole, drawn, _extractors(features, discriminator, where))
+    distances = _distances(training, drawn, _extractors(features, discriminator, where))
     figures = {
         "command": "nearest",
         "checkpoint": checkpoint,
