@@ -36,6 +36,7 @@ __all__ = [
 ]
 
 _PART = 10_000  # samples, or training images, at once
+_NEXT = 10  # neighbours beyond the nearest, with which it is compared
 
 
 def pixel_features(images: np.ndarray) -> np.ndarray:
@@ -145,13 +146,17 @@ class Nearness:
     samples:  of samples
     training: of training images, to the nearest other one
     held_out: of images that the generator was not trained on; None where there are none
-    copies:   the share of samples nearer to a training image than 99 in 100 training images are to another
+    copies:   the share of samples less than half as far from the nearest training image as from the ten next (their
+              mean): of something between all of them that is rare. Blurred samples are near to everything; this does
+              not count them. Of Carlini et al. 2023 (arXiv 2301.13188), section 4.2, the relative distance
+    training_copies: the share of training images that have such a near one among the others
     """
 
     samples: float
     training: float
     held_out: float | None
     copies: float
+    training_copies: float
 
     @property
     def ratio(self) -> float:
@@ -171,7 +176,7 @@ def nearness(
     """Compare how near samples are to training images with how near these are to each other.
 
     Args:
-        samples, training: as of :func:`nearest_images`; at least two training images.
+        samples, training: as of :func:`nearest_images`; at least three training images.
         held_out: likewise, images that the generator has not seen.
         queries: at most so many of each kind, drawn at random, are asked for their neighbours.
         extractor: as of :func:`nearest_images`.
@@ -180,8 +185,8 @@ def nearness(
     Raises:
         UserError: as :func:`nearest_images`.
     """
-    if len(training) < 2:
-        raise UserError(f"nearness(): 'training' must hold at least 2 images, got {len(training)}")
+    if len(training) < 3:
+        raise UserError(f"nearness(): 'training' must hold at least 3 images, got {len(training)}")
     rng = np.random.default_rng(0)
 
     def some(images: np.ndarray) -> np.ndarray:
@@ -194,21 +199,27 @@ def nearness(
         asked.append(np.asarray(held_out[some(held_out)]))
     for each in asked:
         _check_pair("nearness", each, training)
+    k = min(_NEXT + 2, len(training))  # one more, for training images find themselves
     found = nearest_images(
-        np.concatenate(asked), training, k=2, extractor=extractor, progress=progress
+        np.concatenate(asked), training, k=k, extractor=extractor, progress=progress
     )
     ends = np.cumsum([len(each) for each in asked])[:-1]
     distances, indices = np.split(found.distances, ends), np.split(found.rows, ends)
-    to_others = np.where(
-        indices[1][:, 0] == rows["training"], distances[1][:, 1], distances[1][:, 0]
-    )
-    of_samples = distances[0][:, 0]
+    itself = indices[1] == rows["training"][:, None]
+    itself[~itself.any(1), 0] = True  # a copy took its place
+    to_others = distances[1][~itself].reshape(len(itself), k - 1)
     return Nearness(
-        float(np.median(of_samples)),
-        float(np.median(to_others)),
+        float(np.median(distances[0][:, 0])),
+        float(np.median(to_others[:, 0])),
         None if held_out is None else float(np.median(distances[2][:, 0])),
-        float((of_samples < np.quantile(to_others, 0.01)).mean()),
+        _share_of_copies(distances[0][:, :-1]),
+        _share_of_copies(to_others),
     )
+
+
+def _share_of_copies(distances: np.ndarray) -> float:
+    """Of rows of distances, nearest first, how many have a first below half the mean of the others."""
+    return float((distances[:, 0] < distances[:, 1:].mean(1) / 2).mean())
 
 
 # ---------------------------------------------------------------------- samples as a training set

@@ -66,14 +66,21 @@ def test_nearest_images_are_found_in_any_part(
         assert by_pixels.distances[0, 0] == pytest.approx(distance, rel=1e-5)
 
 
-def test_copies_are_nearer_than_training_images_are_to_each_other() -> None:
+def test_copies_are_found_and_blurred_samples_are_none() -> None:
     training, others = pictures(300), pictures(300, seed=1)
-    copies = nearness(training[:100], training, others, queries=200)
-    assert copies.copies == 1 and copies.ratio < 0.01
+    noisy = np.clip(training[:60].astype(int) + pictures(60, seed=3) // 8, 0, 255).astype(np.uint8)
+    copies = nearness(np.concatenate([noisy, others[:40]]), training, others, queries=200)
+    assert copies.copies == pytest.approx(0.6) and copies.ratio < 0.5
     fresh = nearness(others[:100], training, pictures(50, seed=2))
-    assert fresh.copies < 0.1 and fresh.ratio == pytest.approx(1, abs=0.05)
+    assert fresh.copies == fresh.training_copies == 0
+    assert fresh.ratio == pytest.approx(1, abs=0.05)
     assert fresh.held_out == pytest.approx(fresh.training, rel=0.05)
     assert nearness(others, training).held_out is None
+    grey = np.full((50, 3, 16, 16), 128, np.uint8)
+    blurred = nearness(grey, training)
+    assert blurred.ratio < 0.8 and blurred.copies == 0
+    twice = nearness(others, np.concatenate([training, training[:75]]), queries=375)
+    assert twice.training_copies == pytest.approx(150 / 375)
 
 
 def test_nearness_to_another_training_image_is_never_to_itself() -> None:
@@ -142,7 +149,7 @@ def test_wrong_arguments(networks: Any) -> None:
     fails(r"'training' must be images of \(3, 16, 16\)", nearest_images, good, grey)
     fails("'samples' must be uint8", nearest_images, good.astype(float), good)
     fails("'k' must be an integer from 1 to 5, got 6", nearest_images, good, good, k=6)
-    fails("at least 2 images, got 1", nearness, good, good[:1])
+    fails("at least 3 images, got 2", nearness, good, good[:2])
     fails("'queries' must be an integer", nearness, good, good, queries=0)
     fails("must be images of", nearness, grey, good)
     fails("'sizes' must ascend", real_to_samples, generator, good, sizes=[5, 5])

@@ -279,7 +279,7 @@ def _print(
         held_out = "" if found.held_out is None else f", held out {found.held_out:.2f}"
         print(
             f"{name}: nearest training image at {found.samples:.2f} from samples{held_out}, "
-            f"{found.training:.2f} from each other; {found.copies:.1%} of samples as near as copies"
+            f"{found.training:.2f} from each other; {found.copies:.1%} of samples are copies"
         )
     for each in at_sizes:
         accuracy = "" if each.accuracy is None else f", its label right in {each.accuracy:.1%}"
