@@ -78,7 +78,7 @@ def _guided_backprop(
         )
     first = sides["trained"]
     picture = slide(
-        f"Guided backpropagation from {first.layer.name}, {first.layer.shape[0]} maps",
+        f"Guided backpropagation from convolution {first.layer.number} of the discriminator",
         beside([_column(f"{name} discriminator", side) for name, side in sides.items()], gap=32),
         caption=f"For each feature: the images of {dataset.name} that it responds to most, and below "
         "each what in it raises the response.",
