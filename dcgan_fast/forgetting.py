@@ -41,7 +41,8 @@ Box = Sequence[float]
 """(left, top, right, bottom) in pixels of the image; the last two are outside."""
 
 Detector = Callable[[np.ndarray], Sequence[Sequence[Box]] | np.ndarray]
-"""uint8 images (N, C, S, S) to the boxes of each, or to masks, bool (N, S, S): any detector or segmentation."""
+"""uint8 images (N, C, S, S) to the boxes of each, lists or arrays (n, 4), or to masks, bool (N, S, S): any detector or
+segmentation."""
 
 _BATCH = 128
 
@@ -80,6 +81,8 @@ def load_boxes(path: str | os.PathLike[str]) -> dict[int, list[Box]]:
 
 
 def _is_box(box: object) -> bool:
+    if isinstance(box, np.ndarray):
+        box = box.tolist()
     return (
         isinstance(box, (list, tuple))
         and len(box) == 4
@@ -101,7 +104,7 @@ def box_masks(boxes: Sequence[Sequence[Box]], size: int) -> np.ndarray:
         for box in of_image:
             if not _is_box(box):
                 raise UserError(
-                    f"a box must be (left, top, right, bottom), not empty, got {tuple(box)} on image {index}"
+                    f"a box must be (left, top, right, bottom), not empty, got {box} on image {index}"
                 )
             left, top, right, bottom = box
             inside = np.outer(
@@ -109,7 +112,7 @@ def box_masks(boxes: Sequence[Sequence[Box]], size: int) -> np.ndarray:
             )
             if not inside.any():
                 raise UserError(
-                    f"the box {tuple(box)} of image {index} covers no pixel of its {size}x{size}"
+                    f"the box {box} of image {index} covers no pixel of its {size}x{size}"
                 )
             masks[index] |= inside
     return masks
@@ -155,7 +158,7 @@ def mark_pixels(what: str, share: float = 0.1) -> Detector:
 
 
 def _masks_of(found: Sequence[Sequence[Box]] | np.ndarray, count: int, size: int) -> np.ndarray:
-    if isinstance(found, np.ndarray):
+    if isinstance(found, np.ndarray) and found.shape[2:] != (4,):
         if found.dtype != np.bool_ or found.shape != (count, size, size):
             raise UserError(
                 f"forget(): masks must be bool ({count}, {size}, {size}), got {found.dtype} {found.shape}"
@@ -163,7 +166,7 @@ def _masks_of(found: Sequence[Sequence[Box]] | np.ndarray, count: int, size: int
         return found
     if len(found) != count:
         raise UserError(f"forget(): boxes must be of {count} images, got {len(found)}")
-    return box_masks(found, size)
+    return box_masks(list(found), size)
 
 
 def _cells(masks: np.ndarray, side: int) -> np.ndarray:

@@ -27,6 +27,7 @@ __all__ = [
     "AtSize",
     "Nearness",
     "Neighbours",
+    "check_sizes",
     "draw_bytes",
     "nearest_images",
     "nearness",
@@ -237,6 +238,14 @@ class AtSize:
     accuracy: float | None
 
 
+def check_sizes(sizes: Sequence[int]) -> list[int]:
+    """The numbers of samples that :func:`real_to_samples` takes; raises :class:`UserError`."""
+    numbers = [integer("real_to_samples", "sizes", size, 1) for size in sizes]
+    if not numbers or any(b <= a for a, b in zip(numbers, numbers[1:], strict=False)):
+        raise UserError(f"real_to_samples(): 'sizes' must ascend, at least one, got {list(sizes)}")
+    return numbers
+
+
 def real_to_samples(
     generator: models.LatentNetwork,
     images: np.ndarray,
@@ -265,9 +274,7 @@ def real_to_samples(
     Raises:
         UserError: sizes do not ascend, images or labels are of other shapes or classes, or the samples are no numbers.
     """
-    numbers = [integer("real_to_samples", "sizes", size, 1) for size in sizes]
-    if not numbers or any(b <= a for a, b in zip(numbers, numbers[1:], strict=False)):
-        raise UserError(f"real_to_samples(): 'sizes' must ascend, at least one, got {list(sizes)}")
+    numbers = check_sizes(sizes)
     if labels is not None and labels.shape != images.shape[:1]:
         raise UserError(
             f"real_to_samples(): 'labels' must be ({len(images)},), one an image, got {labels.shape}"

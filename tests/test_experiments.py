@@ -159,10 +159,10 @@ def test_turn(colour: Path) -> None:
 
 def test_latent_errors(colour: Path, labelled: Path, error_of: Callable[..., str]) -> None:
     assert "at least 2 latent vectors, got 1" in error_of("walk", colour, "--seeds", "4")
-    assert "--seeds: seeds look like 1,2,3 or 1-10, got '4-'" in error_of(
+    assert "--seeds: numbers look like 1,2,3 or 1-10, got '4-'" in error_of(
         "walk", colour, "--seeds", "4-"
     )
-    assert "at most 10,000 seeds" in error_of("walk", colour, "--seeds", "0-10000")
+    assert "at most 10,000 numbers" in error_of("walk", colour, "--seeds", "0-10000")
     assert "--fps must be above 0" in error_of("walk", colour, "--fps", "0")
     assert "is for a generator with classes" in error_of("walk", colour, "--class", "1")
     assert "from 0 to 2, got 7" in error_of("turn", labelled, "--class", "7")

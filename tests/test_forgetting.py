@@ -106,7 +106,8 @@ def test_boxes_and_their_masks_give_the_same() -> None:
     by_boxes = forget(generator, latents, boxes)
     by_masks = forget(generator, latents, box_masks(boxes, 32))
     by_function = forget(generator, latents, lambda images: boxes)
-    for other in (by_masks, by_function):
+    by_arrays = forget(generator, latents, [np.array(each, np.float32) for each in boxes])
+    for other in (by_masks, by_function, by_arrays):
         assert np.array_equal(other.weights, by_boxes.weights)
         assert torch.equal(other.without_them, by_boxes.without_them)
     again = forget(generator, latents, boxes, seed=1)

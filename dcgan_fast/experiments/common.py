@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import math
 import os
 import re
 import sys
@@ -28,7 +29,7 @@ from ..visualize import save_png, to_uint8
 
 AddCommand = Callable[..., argparse.ArgumentParser]
 
-_MOST_SEEDS = 10_000  # that one list may name
+_MOST_NUMBERS = 10_000  # that one list may name
 
 
 class Outputs:
@@ -57,10 +58,19 @@ class Outputs:
     def figures(self, values: Mapping[str, Any]) -> None:
         """Write the figures, the last of the outputs, and say what there is."""
         path = self.path(".json")
-        write_text(path, json.dumps(values, indent=2) + "\n")
+        write_text(path, json.dumps(_without_nan(values), indent=2, allow_nan=False) + "\n")
         self.note(path, "the figures")
         for each, what in self.written:
             print(f"{os.path.relpath(each)}: {what}")
+
+
+def _without_nan(value: Any) -> Any:
+    """What JSON can hold: None for a figure that there is none of."""
+    if isinstance(value, Mapping):
+        return {key: _without_nan(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(each) for each in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def load_generator(checkpoint: str, device: str) -> models.LatentNetwork:
@@ -152,18 +162,18 @@ def data_arguments(parser: argparse.ArgumentParser, count: int) -> None:
 # --------------------------------------------------------------------------------------- samples
 
 
-def parse_seeds(flag: str, text: str) -> list[int]:
+def parse_numbers(flag: str, text: str) -> list[int]:
     """``1,2,3`` and ``1-10`` and mixtures of the two; raises :class:`UserError`."""
-    seeds: list[int] = []
+    numbers: list[int] = []
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
         if first > last or last >= 2**63:
-            raise UserError(f"{flag}: seeds look like 1,2,3 or 1-10, got '{text}'")
-        if last - first >= _MOST_SEEDS - len(seeds):
-            raise UserError(f"{flag}: at most {_MOST_SEEDS:,} seeds, got '{text}'")
-        seeds += range(first, last + 1)
-    return seeds
+            raise UserError(f"{flag}: numbers look like 1,2,3 or 1-10, got '{text}'")
+        if last - first >= _MOST_NUMBERS - len(numbers):
+            raise UserError(f"{flag}: at most {_MOST_NUMBERS:,} numbers, got '{text}'")
+        numbers += range(first, last + 1)
+    return numbers
 
 
 def load_function(flag: str, name: str) -> Callable[..., Any]:
@@ -210,7 +220,7 @@ def choose_samples(
     """The seeds that :data:`SAMPLES_HELP` describes, and the name of the score that chose them, if one did."""
     side, _, name = text.partition(":")
     if side not in ("most", "least"):
-        return parse_seeds(flag, text), None
+        return parse_numbers(flag, text), None
     score = find_score(flag, name)
     seeds = best_seeds(
         generator, score, count, among=among, lowest=side == "least", label=label, bn=bn

@@ -20,7 +20,7 @@ from .common import (
     load_function,
     load_generator,
     output_arguments,
-    parse_seeds,
+    parse_numbers,
 )
 
 _SEEDS = "0-149"  # the paper's 150 samples
@@ -44,7 +44,7 @@ def _forget(
     show = integer("forget", "show", show, 1)
     where: Sequence[Sequence[Box]] | Detector
     if boxes is None:
-        chosen = parse_seeds("--seeds", seeds or _SEEDS)
+        chosen = parse_numbers("--seeds", seeds or _SEEDS)
         mark = mark or _MARK
         where = _detector(mark, share)
     else:
@@ -87,8 +87,8 @@ def _forget(
             "dropped_maps": dropped,
             "dropped": np.flatnonzero(found.dropped).tolist(),
             "positions": {"inside": found.positives, "outside": found.negatives},
-            "accuracy_on_other_samples": None if np.isnan(found.accuracy) else found.accuracy,
-            "chance": None if np.isnan(found.chance) else found.chance,
+            "accuracy_on_other_samples": found.accuracy,
+            "chance": found.chance,
             "change": found.change(found.without_them),
             "change_without_random_maps": found.change(found.control),
             "weights": found.weights.tolist(),

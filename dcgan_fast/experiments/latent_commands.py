@@ -21,7 +21,7 @@ from .common import (
     choose_samples,
     find_score,
     load_generator,
-    parse_seeds,
+    parse_numbers,
     sampling_arguments,
 )
 
@@ -45,7 +45,7 @@ def _walk(
     out: str,
     device: str,
 ) -> int:
-    chosen = parse_seeds("--seeds", seeds)
+    chosen = parse_numbers("--seeds", seeds)
     _check_fps(fps)
     outputs = Outputs(out)
     generator = load_generator(checkpoint, device)
@@ -175,7 +175,7 @@ def _turn(
     out: str,
     device: str,
 ) -> int:
-    moved = parse_seeds("--subjects", subjects)
+    moved = parse_numbers("--subjects", subjects)
     outputs = Outputs(out)
     generator = load_generator(checkpoint, device)
     chosen = [

@@ -23,6 +23,7 @@ from ..layers import with_population_statistics
 from ..memorisation import (
     AtSize,
     Nearness,
+    check_sizes,
     draw_bytes,
     nearest_images,
     nearness,
@@ -42,7 +43,7 @@ from .common import (
     bars,
     data_arguments,
     open_images,
-    parse_seeds,
+    parse_numbers,
     sampling_arguments,
     some_of,
     which_images,
@@ -73,8 +74,9 @@ def _nearest(
     out: str,
     device: str,
 ) -> int:
-    chosen, numbers = parse_seeds("--seeds", seeds), parse_seeds("--sizes", sizes)
+    chosen, numbers = parse_numbers("--seeds", seeds), parse_numbers("--sizes", sizes)
     samples = integer("nearest", "samples", samples, 2)
+    check_sizes(numbers)  # now, not after all else
     outputs = Outputs(out)
     generator, discriminator, content = load_networks(checkpoint)
     if generator is None:
@@ -235,9 +237,7 @@ def _distances(
             "samples": len(fake),
             "frechet": frechet_distance(real.statistics, fake),
             "kernel": kernel.distance,
-            "kernel_standard_error": None
-            if math.isnan(kernel.standard_error)
-            else kernel.standard_error,
+            "kernel_standard_error": kernel.standard_error,
             "kernel_between_halves_of_real": among_real.distance,
         }
     return found
