@@ -201,10 +201,11 @@ def find_score(flag: str, name: str) -> Score:
 
 
 SAMPLES_HELP = (
-    "SEEDS (3,17,40), or most:SCORE or least:SCORE, with SCORE one of {} or MODULE:FUNCTION".format(
-        ", ".join(ATTRIBUTES)
-    )
+    "seeds (3,17,40), or most:SCORE or least:SCORE, with SCORE one of\n"
+    f"{', '.join(ATTRIBUTES)}, or MODULE:FUNCTION: a function of images in [0, 1],\n"
+    "float32 (N, C, S, S), to a number each"
 )
+CHECKPOINT_HELP = "a checkpoint, a run folder, or a bare generator"
 
 
 def choose_samples(

@@ -15,6 +15,7 @@ from ..latent import latents_of
 from ..networks import Generator, integer
 from ..slides import beside, grid, slide, titled
 from .common import (
+    CHECKPOINT_HELP,
     AddCommand,
     Outputs,
     load_function,
@@ -156,7 +157,7 @@ def add_forget_command(add: AddCommand) -> None:
         "(N, C, S, S) to boxes for each, or to masks, bool (N, S, S).",
         "dcgan-fast forget runs/faces --boxes glasses.json",
     )
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="as for sample")
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help=CHECKPOINT_HELP)
     parser.add_argument("--boxes", metavar="FILE", help="JSON: boxes of samples, by their seeds")
     parser.add_argument(
         "--mark",

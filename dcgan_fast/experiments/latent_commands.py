@@ -15,6 +15,7 @@ from ..errors import UserError
 from ..latent import ATTRIBUTES, latents_of
 from ..slides import above, beside, grid, numbered, save_gif, save_mp4, slide, titled
 from .common import (
+    CHECKPOINT_HELP,
     SAMPLES_HELP,
     AddCommand,
     Outputs,
@@ -284,7 +285,7 @@ def add_latent_commands(add: AddCommand) -> None:
         "where ffmpeg is found), and how evenly the images change.",
         "dcgan-fast walk runs/digits-pytorch --seeds 3,14,15,92 --closed --out walk.png",
     )
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="as for sample")
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help=CHECKPOINT_HELP)
     parser.add_argument(
         "--seeds", default=_WALK_SEEDS, metavar="LIST", help=f"(default: {_WALK_SEEDS})"
     )
@@ -308,12 +309,10 @@ def add_latent_commands(add: AddCommand) -> None:
         "add and subtract samples in the latent space",
         "Averages the latent vectors of three samples a concept and adds and subtracts the means: the\n"
         "picture shows the samples, the result amid 8 with noise, and the same done to pixels.\n"
-        f"A concept is {SAMPLES_HELP}:\n"
-        "a function of images in [0, 1], (N, C, S, S), to a number each. arithmetic.seeds.png shows\n"
-        "samples to choose from.",
+        f"A concept is {SAMPLES_HELP}.\narithmetic.seeds.png shows samples to choose from.",
         "dcgan-fast arithmetic runs/faces --plus 4,17,40 --minus 2,9,11 --plus 5,6,30",
     )
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="as for sample")
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help=CHECKPOINT_HELP)
     for flag, what in (("--plus", "add this concept"), ("--minus", "subtract this one")):
         parser.add_argument(
             flag,
@@ -348,7 +347,7 @@ def add_latent_commands(add: AddCommand) -> None:
         f"Samples are {SAMPLES_HELP}.\nturn.seeds.png shows samples to choose from.",
         "dcgan-fast turn runs/faces --from 4,17,40,8 --to 2,9,11,33 --subjects 50-55",
     )
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="as for sample")
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help=CHECKPOINT_HELP)
     for flag, dest, default in (
         ("--from", "source", "least:brightness"),
         ("--to", "target", "most:brightness"),

@@ -38,6 +38,7 @@ from ..slides import beside, grid, slide, titled
 from ..training import load_networks
 from ..training.checkpoint import FILE_NAME
 from .common import (
+    CHECKPOINT_HELP,
     AddCommand,
     Outputs,
     bars,
@@ -56,6 +57,7 @@ _IMAGES, _QUERIES = (
 )  # training images, and real images that look for samples, at most
 _SAMPLES = 5_000  # that distances are of
 _WALK_SEEDS, _WALK_STEPS = 16, 16
+_SUBSETS = 20  # of kernel distances
 _SMALL = 16  # side of the images of which pixels are features
 
 
@@ -228,9 +230,9 @@ def _distances(
     for name, (extractor, key) in extractors.items():
         real = real_features(dataset, extractor, key, progress=bars())
         fake = extract_features(samples, extractor, progress=bars())
-        kernel = kernel_distance(real.features, fake)
+        kernel = kernel_distance(real.features, fake, subsets=_SUBSETS)
         halves = np.array_split(np.random.default_rng(0).permutation(real.features), 2)
-        among_real = kernel_distance(*halves)
+        among_real = kernel_distance(*halves, subsets=_SUBSETS)
         found[name] = {
             "features": int(fake.shape[1]),
             "real_images": real.statistics.count,
@@ -304,7 +306,7 @@ def add_nearest_command(add: AddCommand) -> None:
         "kernel distances of features (of no Inception network: they are no FID or KID).",
         "dcgan-fast nearest runs/mnist-pytorch",
     )
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="as for sample")
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help=CHECKPOINT_HELP)
     data_arguments(parser, _IMAGES)
     parser.add_argument(
         "--seeds", default=_SEEDS, metavar="LIST", help=f"in the picture (default: {_SEEDS})"
