@@ -1,4 +1,5 @@
-"""The command line: ``dcgan-fast train | sample | parzen | dedup | tags | convert | info | bench``.
+"""The command line: ``dcgan-fast train | sample | parzen | dedup | tags | convert | info | bench``, and the paper's
+experiments (:mod:`.experiments`).
 
 Each command turns its arguments into one call of the Python API. What the person at the keyboard
 can mend (:class:`~dcgan_fast.errors.UserError`, a file that cannot be opened, memory that ran out)
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from . import __version__, build_info, models
 from .bench import load_run, report_markdown, write_report
@@ -31,7 +32,9 @@ from .data.find import NAMES
 from .data.source import SPLITS
 from .devices import pick_device
 from .errors import UserError
+from .experiments import add_commands
 from .files import make_folder, write_text
+from .latent import latents_of
 from .nn import explain
 from .training import ProgressBar, TrainConfig, Trainer, load_networks
 from .training.config import DIGITS_WIDTH, EPOCHS, LOSS_OUTPUTS, OPTIMIZERS, STEPS_AT_LEAST
@@ -171,7 +174,7 @@ def _sample(
         raise UserError(
             f"at most {_MOST_IMAGES:,} images, got {len(chosen)} of {len(classes)} classes"
         )
-    latents = _latents_of(generator, chosen)
+    latents = latents_of(generator, chosen)
     names = [f"seed_{seed:06d}" for seed in chosen]
     of_class = None
     if classes:
@@ -217,14 +220,6 @@ def _choose_seeds(n: int | None, seeds: list[int] | None, default: int) -> list[
     if n is None:
         return chosen
     return (chosen + [chosen[-1] + step for step in range(1, n - len(chosen) + 1)])[:n]
-
-
-def _latents_of(generator: models.LatentNetwork, seeds: Sequence[int]) -> Tensor:
-    """One latent vector a seed, each from a random stream of its own."""
-    rows = [
-        generator.sample_latent(1, generator=torch.Generator().manual_seed(seed)) for seed in seeds
-    ]
-    return torch.cat(rows)
 
 
 def _parzen(
@@ -564,6 +559,7 @@ def _parser() -> argparse.ArgumentParser:
             "dcgan-fast dedup photos/ --out kept.txt && cut -f1 kept.txt",
         )
     )
+    add_commands(add)
     tags = add(
         "tags",
         None,

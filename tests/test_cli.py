@@ -493,8 +493,8 @@ def test_which_seeds(
     flags: str, seeds: list[int], run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
-    latents = cli._latents_of
-    monkeypatch.setattr(cli, "_latents_of", lambda g, s: seen.append(list(s)) or latents(g, s))
+    latents = cli.latents_of
+    monkeypatch.setattr(cli, "latents_of", lambda g, s: seen.append(list(s)) or latents(g, s))
     assert cli.main(["sample", str(run), *flags.split()]) == 0
     assert seen == [list(seeds)]
 

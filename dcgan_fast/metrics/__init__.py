@@ -2,6 +2,8 @@
 
 :func:`parzen_log_likelihood` and :class:`ParzenWindow`: the log-likelihood of held-out data under a Gaussian Parzen
 window on samples, as the adversarial nets' papers report it; :func:`search_sigma` chooses its width as they did.
+:func:`nearest_neighbour_accuracy`: samples with labels as the training set of a nearest neighbour classifier.
+:func:`frechet_distance` and :func:`kernel_distance`: between features of samples and of real images, of any extractor.
 """
 
 from __future__ import annotations
@@ -9,6 +11,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from . import reference
+from .distances import (
+    FeatureStatistics,
+    KernelDistance,
+    RealFeatures,
+    extract_features,
+    frechet_distance,
+    kernel_distance,
+    real_features,
+)
+from .neighbours import NearestSoFar, nearest_neighbour_accuracy
 from .parzen import SIGMAS, Estimate, estimate, parzen_log_likelihood, search_sigma
 
 if TYPE_CHECKING:
@@ -17,9 +29,18 @@ if TYPE_CHECKING:
 __all__ = [
     "SIGMAS",
     "Estimate",
+    "FeatureStatistics",
+    "KernelDistance",
+    "NearestSoFar",
     "ParzenWindow",
+    "RealFeatures",
     "estimate",
+    "extract_features",
+    "frechet_distance",
+    "kernel_distance",
+    "nearest_neighbour_accuracy",
     "parzen_log_likelihood",
+    "real_features",
     "reference",
     "search_sigma",
 ]

@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from dcgan_fast.errors import UserError
+from dcgan_fast.metrics import NearestSoFar, nearest_neighbour_accuracy
+
+
+def rows(count: int, width: int = 7, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((count, width)).astype(np.float32)
+
+
+def by_hand(data: np.ndarray, candidates: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    distances = np.linalg.norm(data[:, None].astype(float) - candidates[None], axis=2)
+    order = np.argsort(distances, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(distances, order, 1), order
+
+
+@pytest.mark.parametrize("k", [1, 3])
+@pytest.mark.parametrize("parts", [1, 2, 40])
+def test_parts_give_what_all_at_once_do(k: int, parts: int) -> None:
+    data, candidates = rows(30), rows(57, seed=1)
+    nearest = NearestSoFar(data, k)
+    for part in np.array_split(candidates, parts):
+        nearest.add(part)
+    distances, order = by_hand(data, candidates, k)
+    np.testing.assert_allclose(nearest.distances, distances, rtol=1e-5)
+    assert np.array_equal(nearest.indices, order)
+
+
+def test_more_rows_than_a_block_and_fewer_candidates_than_k() -> None:
+    data, candidates = rows(2100, 3), rows(2, 3, seed=1)
+    nearest = NearestSoFar(data, 5)
+    assert nearest.distances.shape == (2100, 0)
+    nearest.add(candidates[:0])
+    nearest.add(candidates)
+    distances, order = by_hand(data, candidates, 5)
+    assert np.array_equal(nearest.indices, order) and nearest.distances.shape == (2100, 2)
+    nearest.add(data)
+    assert nearest.distances[:, 0].max() < 1e-3 and nearest.distances.shape == (2100, 5)
+
+
+def test_of_equally_near_ones_the_first() -> None:
+    nearest = NearestSoFar(np.zeros((1, 2)))
+    for part in ([[3.0, 4.0]], [[4.0, 3.0]], [[0.0, 5.0]]):
+        nearest.add(np.array(part))
+    assert nearest.indices.tolist() == [[0]] and nearest.distances.tolist() == [[5.0]]
+
+
+def test_images_integers_and_tensors() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (6, 3, 4, 4), dtype=np.uint8)
+    nearest = NearestSoFar(torch.from_numpy(images))
+    nearest.add(images[::-1])
+    assert nearest.indices[:, 0].tolist() == [5, 4, 3, 2, 1, 0]
+
+
+def test_accuracy_is_of_the_nearest_samples_label() -> None:
+    centres = np.array([[0.0, 0], [10, 0], [0, 10]])
+    labels = np.repeat([0, 1, 2], 20)
+    samples = centres[labels] + rows(60, 2)
+    data = centres[labels] + rows(60, 2, seed=1)
+    assert nearest_neighbour_accuracy(samples, labels, data, labels) == 1
+    swapped = np.where(labels == 2, 1, labels)
+    assert nearest_neighbour_accuracy(samples, swapped, data, labels) == pytest.approx(2 / 3)
+    assert nearest_neighbour_accuracy(samples[:1], labels[:1], data, labels) == pytest.approx(1 / 3)
+
+
+def test_scikit_learns_classifier_agrees() -> None:
+    from sklearn.neighbors import KNeighborsClassifier
+
+    rng = np.random.default_rng(0)
+    samples, data = rows(300, 5), rows(200, 5, seed=1)
+    known, truth = rng.integers(0, 4, 300), rng.integers(0, 4, 200)
+    expected = KNeighborsClassifier(1).fit(samples, known).score(data, truth)
+    assert nearest_neighbour_accuracy(samples, known, data, truth) == pytest.approx(expected)
+
+
+def test_wrong_arguments() -> None:
+    good, labels = rows(4), np.zeros(4, np.int64)
+
+    def fails(message: str, *arguments: Any) -> None:
+        with pytest.raises(UserError, match=message):
+            nearest_neighbour_accuracy(*arguments)
+
+    fails(r"'labels' must be integers \(4,\)", good, labels, good, labels[:3])
+    fails("'sample_labels' must be integers", good, labels.astype(float), good, labels)
+    fails("at least one", good[:0], labels[:0], good, labels)
+    fails("must have 7 values a row, as the data, got 3", rows(4, 3), labels, good, labels)
+    fails("'data' must be finite", good, labels, good * np.nan, labels)
+    fails("'candidates' must be finite", good * np.inf, labels, good, labels)
+    with pytest.raises(
+        UserError, match=r"'data' must be numbers \(rows, ...\), got float32 \(7,\)"
+    ):
+        NearestSoFar(good[0])
+    with pytest.raises(UserError, match="'k' must be at least 1, got 0"):
+        NearestSoFar(good, 0)
