@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "conv.h"
+#include "conv_boxes_launch.cuh"
 #include "conv_warpgroup.cuh"
 
 namespace dcgan_fast::cuda {
@@ -14,6 +15,8 @@ extern template struct ConvKernels<FmaStep>;
 #ifdef DCGAN_FAST_SM90A
 extern template struct WarpgroupKernels<__nv_bfloat16>;
 extern template struct WarpgroupKernels<__half>;
+extern template struct BoxKernels<__nv_bfloat16>;
+extern template struct BoxKernels<__half>;
 #endif
 
 namespace {
@@ -23,6 +26,7 @@ namespace {
 // depend on how many there are.
 constexpr int64_t kTargetBlocks = 264;
 int64_t target_blocks(bool warpgroups, bool wide) { return warpgroups && wide ? kTargetBlocks / 2 : kTargetBlocks; }
+constexpr int64_t kBlocksForWidest = 116;  // tiles of 256 columns that keep an H200 as busy as twice as many of 128
 constexpr int64_t kLeastSteps = 8;  // of a part of the depth: below, putting sums aside costs more than it gains
 constexpr int64_t kMostIndex = INT32_MAX - 1024;  // a last tile counts on past what exists
 constexpr const char* kMisaligned = "maps and weights must be aligned to 16 bytes";
@@ -45,6 +49,8 @@ int element_bytes(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
 int chunk(DType dtype) { return kAccessBytes / element_bytes(dtype); }
 int stage_depth(DType dtype) { return kStageDepthBytes / element_bytes(dtype); }
 constexpr int kWarpgroupDepth = 64;  // of a stage of 16-bit elements
+constexpr size_t kMostSharedBytes = 99 << 10;  // of a block, on every device from sm_80 on
+[[maybe_unused]] constexpr int64_t kLargeSharedBytes = 226 << 10;  // of one or two blocks, on those of sm_90a
 
 bool aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % kAccessBytes == 0; }
 
@@ -127,6 +133,88 @@ ForwardPlan plan_forward(const ConvShape& s, Direction direction, int64_t groups
   return plan;
 }
 
+#ifdef DCGAN_FAST_SM90A
+// How a call is cut into tiles that the copy engine fills (conv_boxes.cuh).
+struct BoxPlan {
+  BoxLaunch call;
+  int columns;     // of a tile; 0: the shape is not for that
+  int64_t blocks;  // without the parts of the depth
+  size_t bytes;    // of the partial sums
+  int64_t pixels[5], pixel_box[5], weights[3], weight_box[3];  // of the tensor maps
+};
+
+// The box of lattice points with the fewest tiles, the longest lines first, whose lines and images it divides.
+void choose_box(BoxLaunch& call, int height, int width) {
+  int64_t fewest = INT64_MAX;
+  for (int points_x = std::min(width, kBoxRows); points_x > 0; points_x--) {
+    if (width % points_x) continue;
+    for (int points_y = std::min(height, kBoxRows / points_x); points_y > 0; points_y--) {
+      if (height % points_y) continue;
+      const int images = std::min(call.conv.group_images, kBoxRows / (points_x * points_y));
+      const int64_t tiles = int64_t{width / points_x} * (height / points_y) * ceil_div(call.conv.group_images, images);
+      if (tiles >= fewest) continue;
+      fewest = tiles;
+      call.images = images;
+      call.points_y = points_y;
+      call.points_x = points_x;
+    }
+  }
+  call.tiles_y = height / call.points_y;
+  call.tiles_x = width / call.points_x;
+  call.by_points = Divisor::of(call.points_y * call.points_x);
+  call.by_width = Divisor::of(call.points_x);
+  call.conv.tiles = static_cast<int>(fewest);
+}
+
+BoxPlan plan_boxes(const ConvShape& s, Direction direction, int64_t groups) {
+  BoxPlan plan = {};
+  if (!s.boxes || s.batch == 0) return plan;
+  const ForwardPlan forward = plan_forward(s, direction, groups);
+  if (!forward.warpgroups) return plan;
+  const bool up = direction == Direction::kUp;
+  for (int axis = 0; axis < 2; axis++) {  // of the fine map: all phases, or parts of a stride, are of one size
+    if ((axis ? s.fine.width : s.fine.height) % s.stride[axis]) return plan;
+  }
+  BoxLaunch& call = plan.call;
+  call.conv = forward.call;
+  ConvLaunch& conv = call.conv;
+  choose_box(call, conv.most_points_y, conv.most_points_x);
+  const int64_t rows = static_cast<int64_t>(conv.group_images) * conv.most_points_y * conv.most_points_x;
+  if (3 * conv.tiles > 4 * ceil_div(rows, kBoxRows)) return plan;  // boxes waste too much
+  const auto blocks = [&](int64_t columns) {
+    return groups * conv.tiles * conv.phases() * ceil_div(conv.out_channels, columns);
+  };
+  const bool widest = 2 * blocks(256) == blocks(kWideColumns) && blocks(256) >= kBlocksForWidest;
+  plan.columns = widest ? 256 : forward.wide ? kWideColumns : kNarrowColumns;
+  plan.blocks = blocks(plan.columns);
+  conv.column_tiles = static_cast<int>(ceil_div(conv.out_channels, plan.columns));
+  const int64_t taps_y = ceil_div(s.kernel[0], conv.phases_y), taps_x = ceil_div(s.kernel[1], conv.phases_x);
+  const int64_t steps = taps_y * taps_x * (conv.in_channels / kWarpgroupDepth);
+  const int64_t wanted = widest ? 1 : target_blocks(true, forward.wide) / plan.blocks;
+  conv.splits = static_cast<int>(std::max<int64_t>(1, std::min(wanted, steps / kLeastSteps)));
+  if (conv.splits > 1) plan.bytes = sizeof(float) * plan.blocks * conv.splits * kBoxRows * plan.columns;
+  // All of an SM's memory, or half where there are two blocks for it.
+  const bool alone = widest || plan.blocks * conv.splits <= kTargetBlocks / 2;
+  const int64_t stage_bytes = plan.columns == 256              ? box_bytes<__half, 256>(1)
+                              : plan.columns == kWideColumns ? box_bytes<__half, kWideColumns>(1)
+                                                             : box_bytes<__half, kNarrowColumns>(1);
+  call.stages = static_cast<int>((alone ? kLargeSharedBytes : kLargeSharedBytes / 2) / stage_bytes);
+  // Innermost first. Where points are a stride apart, they are neighbours of a map with more dimensions.
+  const ConvGrid& in = up ? s.coarse : s.fine;
+  const int64_t step_y = up ? 1 : s.stride[0], step_x = up ? 1 : s.stride[1];
+  const int64_t pixels[] = {step_x * in.channels, in.width / step_x, step_y, in.height / step_y, s.batch};
+  const int64_t pixel_box[] = {kWarpgroupDepth, call.points_x, 1, call.points_y, call.images};
+  const int64_t weights[] = {s.fine.channels, taps(s), s.coarse.channels};
+  const int64_t weight_box[] = {kWarpgroupDepth, 1, up ? kWarpgroupDepth : plan.columns};
+  std::copy_n(pixels, 5, plan.pixels);
+  std::copy_n(pixel_box, 5, plan.pixel_box);
+  std::copy_n(weights, 3, plan.weights);
+  std::copy_n(weight_box, 3, plan.weight_box);
+  return plan;
+}
+
+#endif
+
 // How a call is cut where a block makes its part of the output from a patch of the input (conv_thin.cuh).
 struct ThinPlan {
   ThinLaunch call;
@@ -205,7 +293,6 @@ WeightGradPlan plan_weight_grad(const ConvShape& s) {
 
 // How the kernels that read maps of a few channels take them (image_patch.cuh): in runs of so many coarse pixels.
 constexpr int kMostImageChannels = 8;
-constexpr size_t kMostSharedBytes = 99 << 10;  // of a block, on every device from sm_80 on
 constexpr int64_t kImageBlocks = 396;          // three of 4 warps on each of 132 SMs, which share the runs evenly
 
 ImagePatch plan_patch(const ConvShape& s, int run) {
@@ -350,6 +437,10 @@ const char* conv_refusal(const ConvShape& shape) { return check_shape(shape); }
 
 size_t conv_workspace_bytes(const ConvShape& shape, Direction direction, int64_t stat_groups) {
   if (check_shape(shape) || stat_groups < 1) return kAccessBytes;
+#ifdef DCGAN_FAST_SM90A
+  if (const BoxPlan boxes = plan_boxes(canonical(shape), direction, stat_groups); boxes.columns)
+    return std::max<size_t>(kAccessBytes, boxes.bytes);
+#endif
   return std::max<size_t>(kAccessBytes, plan_forward(canonical(shape), direction, stat_groups).bytes);
 }
 
@@ -367,6 +458,10 @@ int64_t conv_tiles(const ConvShape& shape, Direction direction, int64_t stat_gro
     if (const ConvImageLaunch image = plan_image(canonical(shape), stat_groups, false); image.column_tiles)
       return static_cast<int64_t>(image.group_images) * image.patch.runs;
   }
+#ifdef DCGAN_FAST_SM90A
+  if (const BoxPlan boxes = plan_boxes(canonical(shape), direction, stat_groups); boxes.columns)
+    return boxes.call.conv.tiles * boxes.call.conv.phases();
+#endif
   const ForwardPlan plan = plan_forward(canonical(shape), direction, stat_groups);
   return plan.call.tiles * plan.call.phases();
 }
@@ -424,6 +519,21 @@ const char* launch_conv(const ConvForward& args, CUstream_st* stream) {
     }
   }
 #ifdef DCGAN_FAST_SM90A
+  if (BoxPlan boxes = plan_boxes(shape, args.direction, args.stat_groups); boxes.columns) {
+    if (boxes.bytes && !args.workspace) return "'workspace' is null";
+    boxes.call.conv.input = call.input;
+    boxes.call.conv.weight = call.weight;
+    boxes.call.conv.partials = call.partials;
+    boxes.call.conv.finish = finish;
+    boxes.call.conv.finish.tiles = boxes.call.conv.tiles * boxes.call.conv.phases();
+    const char* error = make_box_map(boxes.call.pixels, args.input, shape.dtype, 5, boxes.pixels, boxes.pixel_box);
+    if (!error)
+      error = make_box_map(boxes.call.weights, args.weight, shape.dtype, 3, boxes.weights, boxes.weight_box);
+    if (error) return error;
+    return with_half(shape, [&](auto type) {
+      return BoxKernels<decltype(type)>::forward(boxes.call, args.direction, boxes.columns, boxes.blocks, stream);
+    });
+  }
   if (plan.warpgroups) {
     return with_half(shape, [&](auto type) {
       return WarpgroupKernels<decltype(type)>::forward(call, args.direction, plan.wide, plan.blocks, stream);

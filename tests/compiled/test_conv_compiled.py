@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -209,6 +210,47 @@ def test_kernels_of_warpgroups(warpgroups: Kernels) -> None:
         assert sum(opcode.startswith("WARPGROUP.DEPBAR") for opcode in loop) == 1, loop
         assert len(loop) <= WARPGROUP_LOOPS[traits.kernel, traits.columns], (kernel.name, len(loop))
         assert not any(re.match(r"MUFU|LDG\b|STG", opcode) for opcode in loop), loop
+
+
+BOX_NAME = re.compile(
+    r"\d+conv_boxes(?P<splits>_finish_splits)?I.*?BlockShapeILi128ELi(?P<columns>\d+)E.*Lb(?P<up>\d)EEEv"
+)
+BOX_LOOP = 85  # instructions of the loop over stages, the wait for one among them
+
+
+def test_kernels_that_the_copy_engine_feeds(tmp_path: Path) -> None:
+    """Four products a stage, those of the last one still going on; no copy by a thread; blocks on an SM."""
+    if "90a" not in architectures():
+        pytest.skip("this nvcc does not know sm_90a")
+    kernels = compile_kernels(KERNELS / "conv_boxes_sm90a.cu", "90a", tmp_path / "boxes")
+    found = []
+    for kernel in kernels.values():
+        match = BOX_NAME.search(kernel.name)
+        assert match, kernel.name
+        columns, up = int(match["columns"]), int(match["up"])
+        found.append((bool(match["splits"]), columns, up))
+        assert kernel.stack == 0 and not kernel.having(r"LDL|STL|HMMA|LDGSTS|ATOM|RED\b"), (
+            kernel.name
+        )
+        if match["splits"]:
+            assert not kernel.having("HGMMA|UTMA"), kernel.name
+            continue
+        blocks = 1 if columns == 256 else 2
+        assert REGISTERS_OF_AN_SM // (-(-kernel.registers // 8) * 8 * 288) >= blocks, (
+            kernel.registers
+        )
+        assert kernel.count("UTMALDG.5D") == 1, kernel.name
+        assert kernel.count("UTMALDG.3D") == (columns // 64 if up else 1), kernel.name
+        assert not kernel.having("VIMNMX3"), "which ptxas 13.0 has made of the wrong numbers"
+        (product,) = kernel.having("HGMMA")
+        assert product.startswith(f"HGMMA.64x{columns}x16.F32"), product
+        loop = kernel.loop(product)
+        assert loop.count(product) == 4 and len(loop) <= BOX_LOOP, (kernel.name, len(loop))
+        assert sum(opcode.startswith("WARPGROUP.DEPBAR") for opcode in loop) == 1, loop
+        assert not any(re.match(r"MUFU|LDG\b|STG|BAR|LDS|STS", opcode) for opcode in loop), loop
+    shapes = [(False, columns, up) for columns in (64, 128, 256) for up in (0, 1)]
+    shapes += [(True, columns, up) for columns in (64, 128) for up in (0, 1)]
+    assert sorted(found) == sorted(2 * shapes)  # bfloat16 and float16
 
 
 @each

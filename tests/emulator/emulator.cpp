@@ -480,6 +480,7 @@ void Block::engine_main() {
 }
 
 void Block::count_sectors(const BoxCopy& copy) {
+  counters().boxes++;
   const TensorMap& map = copy.map;
   const int64_t first = std::max<int64_t>(0, -int64_t{copy.at[0]});
   const int64_t last = std::min<int64_t>(map.box[0], int64_t{map.sizes[0]} - copy.at[0]);

@@ -29,6 +29,7 @@ struct Counters {
   uint64_t launches = 0, blocks = 0, threads = 0, switches = 0;
   uint64_t products = 0;                             // mma of a warp, a warp's part of wgmma
   uint64_t shared_loads = 0, bank_conflicts = 0;     // ldmatrix and load_shared of a warp; passes more than they need
+  uint64_t boxes = 0;                                // copies of the engine
   uint64_t copied_bytes = 0, copied_sectors = 0;     // background copies: bytes of global memory, 32-byte sectors they lie in
 };
 Counters& counters();

@@ -14,7 +14,7 @@ import pytest
 import torch
 from bn_act_emulated import Case, EmulatedBnAct
 from conv_emulated import ConvCase, EmulatedConv
-from emulator_harness import KERNELS, Builder, Emulated, Fault, Tensors
+from emulator_harness import KERNELS, Builder, Emulated, Fault, Refused, Tensors
 from first_occurrence_emulated import (
     EmulatedFirstOccurrence,
     colliding_codes,
@@ -89,6 +89,18 @@ IMAGE_CASES = [
 ]
 
 
+# Of tiles that the copy engine fills: two boxes an image, images of a box, more stages than there are places for them.
+BOX_CASES = [
+    ConvCase(1, (64, 16, 16), 64, (3, 3), (1, 1), warpgroups=True, boxes=True),
+    ConvCase(3, (64, 8, 8), 192, warpgroups=True, boxes=True),
+    ConvCase(3, (128, 8, 8), 64, (3, 3), (1, 1), warpgroups=True, boxes=True),
+]
+
+
+class EmulatedBoxConv(EmulatedConv):
+    """The same launchers, for bugs that those cases show."""
+
+
 class EmulatedImageConv(EmulatedConv):
     """The same launchers, for bugs that those cases show."""
 
@@ -106,7 +118,7 @@ def run_all(
         for image in IMAGE_CASES:
             yield check_images(emulated, image, schedule, seed)
     elif isinstance(emulated, EmulatedConv):
-        for conv in CONV_CASES:
+        for conv in BOX_CASES if isinstance(emulated, EmulatedBoxConv) else CONV_CASES:
             inputs = conv.inputs()
             results = emulated.all(conv, inputs, schedule, seed)
             yield functools.partial(assert_conv_right, conv, inputs, results), results
@@ -225,6 +237,7 @@ class Bug:
 FILES: dict[type[Emulated], tuple[str, ...]] = {
     EmulatedBnAct: ("bn_act.cu", "bn_act.cuh", "reduce.cuh", "activation.cuh"),
     EmulatedImageConv: ("image_patch.cuh", "conv_image.cuh", "conv_image_weight_grad.cuh"),
+    EmulatedBoxConv: ("conv_boxes.cuh", "conv_box_map.cu"),
     EmulatedPackCodes: ("pack_codes.cu", "pack_codes.cuh"),
     EmulatedFirstOccurrence: ("first_occurrence.cu", "first_occurrence.cuh"),
     EmulatedParzen: ("parzen.cu", "parzen.cuh"),
@@ -715,6 +728,132 @@ BUGS = [
         "asan",
     ),
     Bug(
+        "a box takes the place of one in use",
+        "conv_boxes.cuh",
+        "      ptx::mbarrier_wait(stages.empty(turn.stage), turn.parity ^ 1);\n",
+        "",
+        "tsan",
+    ),
+    Bug(
+        "a box is multiplied before it has come",
+        "conv_boxes.cuh",
+        "    ptx::mbarrier_wait(stages.full(turn.stage), turn.parity);\n",
+        "",
+        "values",
+    ),
+    Bug(
+        "a stage is given back while it is multiplied",
+        "conv_boxes.cuh",
+        "    ptx::wgmma_wait<1>();\n",
+        "",
+        "values",
+    ),
+    Bug(
+        "the stage that is multiplied is given back",
+        "conv_boxes.cuh",
+        "ptx::mbarrier_arrive(stages.empty(multiplied));",
+        "ptx::mbarrier_arrive(stages.empty(turn.stage));",
+        "values",
+    ),
+    Bug(
+        "a lane speaks for a warp that has not read",
+        "conv_boxes.cuh",
+        "    __syncwarp();\n    if (step > 0",
+        "    if (step > 0",
+        "tsan",
+    ),
+    Bug(
+        "bytes of rows that no box has are expected",
+        "conv_boxes.cuh",
+        "launch.images * tile.points * Tiles::Pixels::kLineBytes +",
+        "Tiles::Pixels::kBytes +",
+        "fault",
+    ),
+    Bug(
+        "the copy engine may not see the barriers",
+        "conv_boxes.cuh",
+        "    ptx::fence_mbarrier_init();\n",
+        "",
+        "fault",
+    ),
+    Bug(
+        "no barrier after the barriers are made",
+        "conv_boxes.cuh",
+        "  __syncthreads();\n  const BoxTile",
+        "  const BoxTile",
+        "fault",
+    ),
+    Bug(
+        "sums are put where boxes are still multiplied",
+        "conv_boxes.cuh",
+        "  __syncthreads();  // the tiles' memory is free\n",
+        "",
+        "tsan",
+    ),
+    Bug(
+        "a place before the map is rounded to zero",
+        "conv_boxes.cuh",
+        "place >= 0 ? place / step : -((step - 1 - place) / step)",
+        "place / step",
+        "values",
+    ),
+    Bug(
+        "a tap meets the first part of a stride",
+        "conv_boxes.cuh",
+        "x.part * in_channels + channel, ",
+        "channel, ",
+        "values",
+    ),
+    Bug(
+        "every box begins in its image's first line",
+        "conv_boxes.cuh",
+        "tile.first_y + y.on",
+        "y.on",
+        "values",
+    ),
+    Bug(
+        "a box has all its images",
+        "conv_boxes.cuh",
+        "min(conv.group_images - image * launch.images, launch.images) * points",
+        "launch.images * points",
+        "values",
+    ),
+    Bug(
+        "all boxes of weights are those of the first columns",
+        "conv_boxes.cuh",
+        "const int column = tile.first_column + box * kDepth;",
+        "const int column = box * kDepth;",
+        "values",
+    ),
+    Bug(
+        "boxes of weights lie in one place",
+        "conv_boxes.cuh",
+        "weights + box * kDepth * Tiles::Weights::kLineBytes",
+        "weights",
+        "values",
+    ),
+    Bug(
+        "a parity stays when the stages begin anew",
+        "conv_boxes.cuh",
+        "stage = 0, parity ^= 1;",
+        "stage = 0;",
+        "values",
+    ),
+    Bug(
+        "weights of a neighbouring tap",
+        "conv_boxes.cuh",
+        "tap_x * tile.x.tap_step;",
+        "tap_x;",
+        "values",
+    ),
+    Bug(
+        "a tensor map is made without a context",
+        "conv_box_map.cu",
+        " || cudaSetDevice(device) != cudaSuccess",
+        "",
+        "values",
+    ),
+    Bug(
         "the threshold is above itself",
         "pack_codes.cuh",
         "value > args.threshold",
@@ -1014,6 +1153,7 @@ OPS = (
     EmulatedBnAct,
     EmulatedConv,
     EmulatedImageConv,
+    EmulatedBoxConv,
     EmulatedPackCodes,
     EmulatedFirstOccurrence,
     EmulatedParzen,
@@ -1022,7 +1162,11 @@ OPS = (
 
 Failures = type[Exception] | tuple[type[Exception], ...]
 CHECKS: dict[str, tuple[str, Callable[[Emulated], None], Failures]] = {
-    "values": ("plain", check_values, (AssertionError, Fault)),  # a wild address may also crash
+    "values": (
+        "plain",
+        check_values,
+        (AssertionError, Fault, Refused),
+    ),  # a wild address may also crash
     "fault": ("plain", check_values, Fault),  # the emulator refuses
     "order": ("plain", check_order, AssertionError),
     "tsan": ("tsan", check_sanitizer, Fault),
@@ -1057,6 +1201,7 @@ def plant(bug: Bug, folder: Path) -> Path:
         # two blocks: then a few images are several runs for each
         ("conv.cu", "kImageBlocks = 396;", "kImageBlocks = 2;"),
         ("conv.cu", "kTargetBlocks / call.tiles()))", "2 / call.tiles()))"),
+        ("conv.cu", "kBlocksForWidest = 116;", "kBlocksForWidest = 1;"),
         ("parzen.cu", "kWantedBlocks = 264;", "kWantedBlocks = 2;"),
     ):
         source = (kernels / name).read_text()

@@ -1,0 +1,58 @@
+// The kernels of conv_boxes.cuh, and which of them serves a call.
+#pragma once
+
+#include "conv_boxes.cuh"
+#include "conv_launch.cuh"
+
+namespace dcgan_fast::cuda {
+
+constexpr int kBoxRows = 128;
+
+template <int kColumns>
+using BoxShape = BlockShape<kBoxRows, kColumns, 16, kColumns>;
+
+// Shared memory of a block with so many stages.
+template <typename T, int kColumns>
+constexpr int64_t box_bytes(int64_t stages) {
+  using Stages = typename BoxTiles<BoxShape<kColumns>, T, false>::Stages;
+  return stages * (Stages::kBytes + Stages::kBarrierBytes);
+}
+
+// The least number of stages: the sums fit where their tiles lay.
+constexpr int kLeastStages = 3;
+
+template <typename T>
+struct BoxKernels {
+  static const char* forward(const BoxLaunch& call, Direction direction, int columns, int64_t blocks,
+                             CUstream_st* stream);
+};
+
+template <typename T, int kColumns, bool kUp>
+const char* launch_boxes(const BoxLaunch& call, int64_t blocks, CUstream_st* stream) {
+  using Shape = BoxShape<kColumns>;
+  static_assert(finish_bytes<Shape>() <= kLeastStages * BoxTiles<Shape, T, kUp>::Stages::kBytes);
+  const char* error = launch(conv_boxes<Shape, WarpgroupStep<T>, kUp>, blocks * call.conv.splits,
+                             Shape::kThreads + kWarpSize, box_bytes<T, kColumns>(call.stages), stream, call);
+  if constexpr (kColumns > kWideColumns) {  // there are tiles enough
+    return error;
+  } else {
+    if (error || call.conv.splits == 1) return error;
+    return launch(conv_boxes_finish_splits<Shape, T, kUp>, blocks, Shape::kThreads, finish_bytes<Shape>(), stream, call);
+  }
+}
+
+template <typename T>
+const char* BoxKernels<T>::forward(const BoxLaunch& call, Direction direction, int columns, int64_t blocks,
+                                   CUstream_st* stream) {
+  const bool up = direction == Direction::kUp;
+  switch (columns) {
+    case 256:
+      return up ? launch_boxes<T, 256, true>(call, blocks, stream) : launch_boxes<T, 256, false>(call, blocks, stream);
+    case 128:
+      return up ? launch_boxes<T, 128, true>(call, blocks, stream) : launch_boxes<T, 128, false>(call, blocks, stream);
+    default:
+      return up ? launch_boxes<T, 64, true>(call, blocks, stream) : launch_boxes<T, 64, false>(call, blocks, stream);
+  }
+}
+
+}  // namespace dcgan_fast::cuda
