@@ -47,7 +47,7 @@ import dcgan_fast
 from dcgan_fast import backends, dedup, models, unfuse
 
 ON_A_GPU = torch.cuda.is_available()
-COPIED = ("bfloat16",)  # of DTYPES: what the copy engine may serve
+COPIED = ("bfloat16", "tf32")  # of DTYPES: what the copy engine may serve
 DTYPES = {"bfloat16": torch.bfloat16, "tf32": torch.float32, "float32": torch.float32}
 Contender = Callable[[], object]
 

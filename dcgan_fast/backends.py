@@ -202,11 +202,12 @@ class _Cuda:
 
     @property
     def copy_engine(self) -> bool:
-        """Whether convolutions of bfloat16 and float16 may have their operands copied by the GPU's copy engine (TMA).
+        """Whether convolutions may have their operands copied by the GPU's copy engine (TMA).
 
         False by default: these kernels are checked in emulation and by their machine code, and **no hardware has run
-        them yet**. They serve GPUs of compute capability 9.0, layers whose input channels are a multiple of 64, and
-        sides that the stride divides; everything else, and every weight gradient, is computed as without.
+        them yet**. They serve GPUs of compute capability 9.0, bfloat16 and float16 whose input channels are a multiple
+        of 64, tf32 whose are one of 32, and sides that the stride divides; everything else, and every weight gradient,
+        is computed as without.
 
         Raises:
             TypeError: set to what is neither True nor False.

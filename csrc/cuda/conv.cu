@@ -17,6 +17,7 @@ extern template struct WarpgroupKernels<__nv_bfloat16>;
 extern template struct WarpgroupKernels<__half>;
 extern template struct BoxKernels<__nv_bfloat16>;
 extern template struct BoxKernels<__half>;
+extern template struct BoxKernels<float>;
 #endif
 
 namespace {
@@ -48,7 +49,8 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int element_bytes(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
 int chunk(DType dtype) { return kAccessBytes / element_bytes(dtype); }
 int stage_depth(DType dtype) { return kStageDepthBytes / element_bytes(dtype); }
-constexpr int kWarpgroupDepth = 64;  // of a stage of 16-bit elements
+constexpr int kWarpgroupLine = 128;  // bytes of K in a stage
+constexpr int kWarpgroupDepth = 64;  // of 16-bit elements
 constexpr size_t kMostSharedBytes = 99 << 10;  // of a block, on every device from sm_80 on
 [[maybe_unused]] constexpr int64_t kLargeSharedBytes = 226 << 10;  // of one or two blocks, on those of sm_90a
 
@@ -139,7 +141,8 @@ struct BoxPlan {
   BoxLaunch call;
   int columns;     // of a tile; 0: the shape is not for that
   int64_t blocks;  // without the parts of the depth
-  size_t bytes;    // of the partial sums
+  size_t bytes;    // of the partial sums, and behind them of the packed weight, if it is packed
+  size_t packed_bytes;
   int64_t pixels[5], pixel_box[5], weights[3], weight_box[3];  // of the tensor maps
 };
 
@@ -168,10 +171,11 @@ void choose_box(BoxLaunch& call, int height, int width) {
 
 BoxPlan plan_boxes(const ConvShape& s, Direction direction, int64_t groups) {
   BoxPlan plan = {};
-  if (!s.boxes || s.batch == 0) return plan;
+  const bool up = direction == Direction::kUp, tf32 = s.dtype == DType::kFloat32;
+  if (!s.boxes || s.batch == 0 || is_strict(s)) return plan;
   const ForwardPlan forward = plan_forward(s, direction, groups);
-  if (!forward.warpgroups) return plan;
-  const bool up = direction == Direction::kUp;
+  const int64_t depth = kWarpgroupLine / element_bytes(s.dtype);
+  if (forward.call.access != Access::kChunks || forward.call.in_channels % depth) return plan;
   for (int axis = 0; axis < 2; axis++) {  // of the fine map: all phases, or parts of a stride, are of one size
     if ((axis ? s.fine.width : s.fine.height) % s.stride[axis]) return plan;
   }
@@ -184,28 +188,31 @@ BoxPlan plan_boxes(const ConvShape& s, Direction direction, int64_t groups) {
   const auto blocks = [&](int64_t columns) {
     return groups * conv.tiles * conv.phases() * ceil_div(conv.out_channels, columns);
   };
-  const bool widest = 2 * blocks(256) == blocks(kWideColumns) && blocks(256) >= kBlocksForWidest;
+  const bool widest = !tf32 && 2 * blocks(256) == blocks(kWideColumns) && blocks(256) >= kBlocksForWidest;
   plan.columns = widest ? 256 : forward.wide ? kWideColumns : kNarrowColumns;
   plan.blocks = blocks(plan.columns);
   conv.column_tiles = static_cast<int>(ceil_div(conv.out_channels, plan.columns));
   const int64_t taps_y = ceil_div(s.kernel[0], conv.phases_y), taps_x = ceil_div(s.kernel[1], conv.phases_x);
-  const int64_t steps = taps_y * taps_x * (conv.in_channels / kWarpgroupDepth);
+  const int64_t steps = taps_y * taps_x * (conv.in_channels / depth);
   const int64_t wanted = widest ? 1 : target_blocks(true, forward.wide) / plan.blocks;
   conv.splits = static_cast<int>(std::max<int64_t>(1, std::min(wanted, steps / kLeastSteps)));
   if (conv.splits > 1) plan.bytes = sizeof(float) * plan.blocks * conv.splits * kBoxRows * plan.columns;
+  const bool packed = tf32 && up;
+  if (packed) plan.packed_bytes = sizeof(float) * s.fine.channels * taps(s) * s.coarse.channels;
   // All of an SM's memory, or half where there are two blocks for it.
   const bool alone = widest || plan.blocks * conv.splits <= kTargetBlocks / 2;
-  const int64_t stage_bytes = plan.columns == 256              ? box_bytes<__half, 256>(1)
-                              : plan.columns == kWideColumns ? box_bytes<__half, kWideColumns>(1)
-                                                             : box_bytes<__half, kNarrowColumns>(1);
+  const int64_t stage_bytes = plan.columns == 256              ? box_bytes<256>(1)
+                              : plan.columns == kWideColumns ? box_bytes<kWideColumns>(1)
+                                                             : box_bytes<kNarrowColumns>(1);
   call.stages = static_cast<int>((alone ? kLargeSharedBytes : kLargeSharedBytes / 2) / stage_bytes);
   // Innermost first. Where points are a stride apart, they are neighbours of a map with more dimensions.
   const ConvGrid& in = up ? s.coarse : s.fine;
   const int64_t step_y = up ? 1 : s.stride[0], step_x = up ? 1 : s.stride[1];
   const int64_t pixels[] = {step_x * in.channels, in.width / step_x, step_y, in.height / step_y, s.batch};
-  const int64_t pixel_box[] = {kWarpgroupDepth, call.points_x, 1, call.points_y, call.images};
-  const int64_t weights[] = {s.fine.channels, taps(s), s.coarse.channels};
-  const int64_t weight_box[] = {kWarpgroupDepth, 1, up ? kWarpgroupDepth : plan.columns};
+  const int64_t pixel_box[] = {depth, call.points_x, 1, call.points_y, call.images};
+  const int64_t weights[] = {packed ? s.coarse.channels : s.fine.channels, taps(s),
+                             packed ? s.fine.channels : s.coarse.channels};
+  const int64_t weight_box[] = {depth, 1, up && !packed ? depth : plan.columns};
   std::copy_n(pixels, 5, plan.pixels);
   std::copy_n(pixel_box, 5, plan.pixel_box);
   std::copy_n(weights, 3, plan.weights);
@@ -439,7 +446,7 @@ size_t conv_workspace_bytes(const ConvShape& shape, Direction direction, int64_t
   if (check_shape(shape) || stat_groups < 1) return kAccessBytes;
 #ifdef DCGAN_FAST_SM90A
   if (const BoxPlan boxes = plan_boxes(canonical(shape), direction, stat_groups); boxes.columns)
-    return std::max<size_t>(kAccessBytes, boxes.bytes);
+    return std::max<size_t>(kAccessBytes, boxes.bytes + boxes.packed_bytes);
 #endif
   return std::max<size_t>(kAccessBytes, plan_forward(canonical(shape), direction, stat_groups).bytes);
 }
@@ -520,19 +527,27 @@ const char* launch_conv(const ConvForward& args, CUstream_st* stream) {
   }
 #ifdef DCGAN_FAST_SM90A
   if (BoxPlan boxes = plan_boxes(shape, args.direction, args.stat_groups); boxes.columns) {
-    if (boxes.bytes && !args.workspace) return "'workspace' is null";
+    if (boxes.bytes + boxes.packed_bytes && !args.workspace) return "'workspace' is null";
     boxes.call.conv.input = call.input;
     boxes.call.conv.weight = call.weight;
     boxes.call.conv.partials = call.partials;
     boxes.call.conv.finish = finish;
     boxes.call.conv.finish.tiles = boxes.call.conv.tiles * boxes.call.conv.phases();
+    const void* weight = args.weight;
+    if (boxes.packed_bytes) {
+      float* const packed = reinterpret_cast<float*>(static_cast<char*>(args.workspace) + boxes.bytes);
+      const char* error = launch_pack_weights(static_cast<const float*>(args.weight), packed, shape.coarse.channels,
+                                              taps(shape), shape.fine.channels, stream);
+      if (error) return error;
+      weight = packed;
+    }
     const char* error = make_box_map(boxes.call.pixels, args.input, shape.dtype, 5, boxes.pixels, boxes.pixel_box);
-    if (!error)
-      error = make_box_map(boxes.call.weights, args.weight, shape.dtype, 3, boxes.weights, boxes.weight_box);
+    if (!error) error = make_box_map(boxes.call.weights, weight, shape.dtype, 3, boxes.weights, boxes.weight_box);
     if (error) return error;
-    return with_half(shape, [&](auto type) {
+    const auto run = [&](auto type) {
       return BoxKernels<decltype(type)>::forward(boxes.call, args.direction, boxes.columns, boxes.blocks, stream);
-    });
+    };
+    return shape.dtype == DType::kFloat32 ? run(float()) : with_half(shape, run);
   }
   if (plan.warpgroups) {
     return with_half(shape, [&](auto type) {

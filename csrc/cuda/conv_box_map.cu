@@ -27,7 +27,14 @@ Encode encode() {
 }
 
 CUtensorMapDataType type_of(DType dtype) {
-  return dtype == DType::kBFloat16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
+  switch (dtype) {
+    case DType::kBFloat16:
+      return CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
+    case DType::kFloat16:
+      return CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
+    default:
+      return CU_TENSOR_MAP_DATA_TYPE_TFLOAT32;  // the engine rounds: products would cut
+  }
 }
 
 }  // namespace
@@ -39,7 +46,7 @@ const char* make_box_map(CUtensorMap& map, const void* start, DType dtype, int r
   constexpr int kMostRank = 5;
   cuuint64_t dims[kMostRank], pitches[kMostRank];
   cuuint32_t box_dims[kMostRank], steps[kMostRank];
-  cuuint64_t pitch = 2;
+  cuuint64_t pitch = dtype == DType::kFloat32 ? 4 : 2;
   for (int d = 0; d < rank; d++) {
     dims[d] = static_cast<cuuint64_t>(sizes[d]);
     box_dims[d] = static_cast<cuuint32_t>(box[d]);

@@ -106,11 +106,12 @@ struct StageTurn {
 template <class Shape, typename T, bool kUp>
 struct BoxTiles {
   using Pixels = WarpgroupTile<T, Shape::kRows, true>;
-  using Weights = WarpgroupTile<T, Shape::kColumns, !kUp>;
+  static constexpr bool kWeightsAlongK = !kUp || sizeof(T) == 4;  // packed so (conv_pack_weights.cuh) where it is not
+  using Weights = WarpgroupTile<T, Shape::kColumns, kWeightsAlongK>;
   using Stages = BoxStages<Pixels, Weights>;
   static constexpr int kDepth = Pixels::kDepth;
-  // Boxes of the weight a stage: going up its lines lie along the columns, a line's length of them a box.
-  static constexpr int kWeightBoxes = kUp ? Weights::kBytes / (kDepth * Weights::kLineBytes) : 1;
+  // Boxes of the weight a stage: where its lines lie along the columns, a line's length of them a box.
+  static constexpr int kWeightBoxes = kWeightsAlongK ? 1 : Weights::kBytes / (kDepth * Weights::kLineBytes);
 };
 
 // The thread that asks for all stages in turn.
@@ -142,7 +143,7 @@ __device__ void fill_boxes(const BoxLaunch& launch, const Tile& tile, const type
 #pragma unroll
       for (int box = 0; box < Tiles::kWeightBoxes; box++) {
         const int column = tile.first_column + box * kDepth;
-        const int at[3] = {kUp ? column : channel, place, kUp ? channel : column};
+        const int at[3] = {Tiles::kWeightsAlongK ? channel : column, place, Tiles::kWeightsAlongK ? column : channel};
         ptx::copy_box(weights + box * kDepth * Tiles::Weights::kLineBytes, launch.weights, at, full);
       }
       turn.next(stages.count);

@@ -11,10 +11,10 @@ constexpr int kBoxRows = 128;
 template <int kColumns>
 using BoxShape = BlockShape<kBoxRows, kColumns, 16, kColumns>;
 
-// Shared memory of a block with so many stages.
-template <typename T, int kColumns>
+// Shared memory of a block with so many stages, whose lines have 128 bytes of either type.
+template <int kColumns>
 constexpr int64_t box_bytes(int64_t stages) {
-  using Stages = typename BoxTiles<BoxShape<kColumns>, T, false>::Stages;
+  using Stages = typename BoxTiles<BoxShape<kColumns>, float, false>::Stages;
   return stages * (Stages::kBytes + Stages::kBarrierBytes);
 }
 
@@ -27,12 +27,16 @@ struct BoxKernels {
                              CUstream_st* stream);
 };
 
+// Writes the weight as a product of tf32 going up takes it, [fine][tap][coarse] (conv_pack_weights.cuh).
+const char* launch_pack_weights(const float* weight, float* packed, int64_t coarse, int64_t taps, int64_t fine,
+                                CUstream_st* stream);
+
 template <typename T, int kColumns, bool kUp>
 const char* launch_boxes(const BoxLaunch& call, int64_t blocks, CUstream_st* stream) {
   using Shape = BoxShape<kColumns>;
   static_assert(finish_bytes<Shape>() <= kLeastStages * BoxTiles<Shape, T, kUp>::Stages::kBytes);
   const char* error = launch(conv_boxes<Shape, WarpgroupStep<T>, kUp>, blocks * call.conv.splits,
-                             Shape::kThreads + kWarpSize, box_bytes<T, kColumns>(call.stages), stream, call);
+                             Shape::kThreads + kWarpSize, box_bytes<kColumns>(call.stages), stream, call);
   if constexpr (kColumns > kWideColumns) {  // there are tiles enough
     return error;
   } else {
@@ -45,9 +49,11 @@ template <typename T>
 const char* BoxKernels<T>::forward(const BoxLaunch& call, Direction direction, int columns, int64_t blocks,
                                    CUstream_st* stream) {
   const bool up = direction == Direction::kUp;
-  switch (columns) {
-    case 256:
+  if constexpr (sizeof(T) == 2) {  // a row of 256 floats is more than a warp stores at once
+    if (columns == 256)
       return up ? launch_boxes<T, 256, true>(call, blocks, stream) : launch_boxes<T, 256, false>(call, blocks, stream);
+  }
+  switch (columns) {
     case 128:
       return up ? launch_boxes<T, 128, true>(call, blocks, stream) : launch_boxes<T, 128, false>(call, blocks, stream);
     default:

@@ -218,13 +218,17 @@ BOX_NAME = re.compile(
 BOX_LOOP = 85  # instructions of the loop over stages, the wait for one among them
 
 
-def test_kernels_that_the_copy_engine_feeds(tmp_path: Path) -> None:
+@pytest.mark.parametrize("source", ["conv_boxes", "conv_boxes_tf32"])
+def test_kernels_that_the_copy_engine_feeds(tmp_path: Path, source: str) -> None:
     """Four products a stage, those of the last one still going on; no copy by a thread; blocks on an SM."""
     if "90a" not in architectures():
         pytest.skip("this nvcc does not know sm_90a")
-    kernels = compile_kernels(KERNELS / "conv_boxes_sm90a.cu", "90a", tmp_path / "boxes")
-    found = []
+    kernels = compile_kernels(KERNELS / f"{source}_sm90a.cu", "90a", tmp_path / "boxes")
+    tf32, found = source.endswith("tf32"), []
     for kernel in kernels.values():
+        if tf32 and "conv_pack_weights" in kernel.name:
+            assert kernel.stack == 0 and kernel.registers <= 32, kernel.registers
+            continue
         match = BOX_NAME.search(kernel.name)
         assert match, kernel.name
         columns, up = int(match["columns"]), int(match["up"])
@@ -240,17 +244,20 @@ def test_kernels_that_the_copy_engine_feeds(tmp_path: Path) -> None:
             kernel.registers
         )
         assert kernel.count("UTMALDG.5D") == 1, kernel.name
-        assert kernel.count("UTMALDG.3D") == (columns // 64 if up else 1), kernel.name
+        assert kernel.count("UTMALDG.3D") == (columns // 64 if up and not tf32 else 1)
         assert not kernel.having("VIMNMX3"), "which ptxas 13.0 has made of the wrong numbers"
         (product,) = kernel.having("HGMMA")
-        assert product.startswith(f"HGMMA.64x{columns}x16.F32"), product
+        shape = f"64x{columns}x8.F32.TF32" if tf32 else f"64x{columns}x16.F32"
+        assert product.startswith(f"HGMMA.{shape}"), product
         loop = kernel.loop(product)
         assert loop.count(product) == 4 and len(loop) <= BOX_LOOP, (kernel.name, len(loop))
         assert sum(opcode.startswith("WARPGROUP.DEPBAR") for opcode in loop) == 1, loop
         assert not any(re.match(r"MUFU|LDG\b|STG|BAR|LDS|STS", opcode) for opcode in loop), loop
-    shapes = [(False, columns, up) for columns in (64, 128, 256) for up in (0, 1)]
+    widths = (64, 128) if tf32 else (64, 128, 256)
+    shapes = [(False, columns, up) for columns in widths for up in (0, 1)]
     shapes += [(True, columns, up) for columns in (64, 128) for up in (0, 1)]
-    assert sorted(found) == sorted(2 * shapes)  # bfloat16 and float16
+    assert sorted(found) == sorted((1 if tf32 else 2) * shapes)  # bfloat16 and float16
+    assert len(kernels) == len(found) + tf32
 
 
 @each

@@ -124,7 +124,7 @@ void close_products();
 bool next_product(int latest, Product& product);
 void fence_shared();  // between a thread's copies and the products that read them
 int warp_of_warpgroup();
-float value_of(Operand operand, uint16_t bits);
+float value_of(Operand operand, uint32_t bits);
 float cut(double value);
 
 // Barriers in shared memory (mbarrier) and the copy engine (csrc/cuda/ptx.cuh). A phase of a barrier ends when all arrivals
@@ -190,26 +190,29 @@ inline void finish_copies(int latest) {
 }
 
 // Element (i of the extent, k) of an operand: the address of hardware, whose bits 4 to 6 are permuted by bits 7 to 9.
-inline uint16_t element_of(const SharedOperand& operand, int i, int k) {
-  const int place = operand.across ? i / 64 * operand.blocks_apart + k * 128 + i % 64 * 2 : i * 128 + k * 2;
+template <typename Bits>
+Bits element_of(const SharedOperand& operand, int i, int k) {
+  constexpr int kBytes = sizeof(Bits);
+  const int place = operand.across ? i / 64 * operand.blocks_apart + k * 128 + i % 64 * kBytes : i * 128 + k * kBytes;
   uintptr_t address = reinterpret_cast<uintptr_t>(operand.start) + place;
   address ^= (address >> 7 & 7) << 4;
-  return *reinterpret_cast<const volatile uint16_t*>(address);
+  return *reinterpret_cast<const volatile Bits*>(address);
 }
 
 // A lane's part: two rows of A, two columns of each fragment of B.
-inline void perform(const Product& product) {
-  constexpr int kDepth = 16;
+template <typename Bits>
+void perform_as(const Product& product) {
+  constexpr int kDepth = 32 / sizeof(Bits);
   const int row = warp_of_warpgroup() * 16 + lane() / 4;
   float a[2][kDepth];
   for (int half = 0; half < 2; half++) {
-    for (int k = 0; k < kDepth; k++) a[half][k] = value_of(product.operand, element_of(product.a, row + 8 * half, k));
+    for (int k = 0; k < kDepth; k++) a[half][k] = value_of(product.operand, element_of<Bits>(product.a, row + 8 * half, k));
   }
   for (int j = 0; j < product.fragments; j++) {
     for (int e = 0; e < 2; e++) {
       double sums[2] = {product.d[j][e], product.d[j][2 + e]};
       for (int k = 0; k < kDepth; k++) {
-        const double b = value_of(product.operand, element_of(product.b, 8 * j + lane() % 4 * 2 + e, k));
+        const double b = value_of(product.operand, element_of<Bits>(product.b, 8 * j + lane() % 4 * 2 + e, k));
         for (int half = 0; half < 2; half++) sums[half] += a[half][k] * b;
       }
       product.d[j][e] = cut(sums[0]);
@@ -280,6 +283,10 @@ inline void copy_box(void* to, const void* map, const int* at, int rank, const u
   check_box(copy, map, rank, site);
   for (int i = 0; i < copy.map.box_bytes() / 4; i++) static_cast<volatile uint32_t*>(to)[i] = ~0u;  // NaNs until then
   issue(copy);
+}
+
+inline void perform(const Product& product) {
+  product.operand == Operand::kTf32 ? perform_as<uint32_t>(product) : perform_as<uint16_t>(product);
 }
 
 inline void multiply_later(const Product& product, Site site) {

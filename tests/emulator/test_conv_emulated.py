@@ -80,6 +80,18 @@ BOX_CASES = [
     ),  # up; pixels no tap meets
     ConvCase(8, (64, 4, 4), 8, stride=(1, 1), padding=(0, 0), warpgroups=True, boxes=True),  # down
 ]
+TF32_BOX_CASES = [
+    ConvCase(
+        3, (96, 8, 4), 32, dtype=f32, precision="tf32", warpgroups=True, boxes=True
+    ),  # half of a 16-bit stage
+    ConvCase(
+        *(2, (40, 6, 6), 160, (3, 3), (1, 1)),
+        dtype=f32,
+        precision="tf32",
+        warpgroups=True,
+        boxes=True,
+    ),  # up
+]
 SMALL_CASES = [case for case in CASES if case.batch * case.fine[0] <= 200]
 
 
@@ -198,10 +210,10 @@ def test_values_of_warpgroups(emulated: EmulatedConv, case: ConvCase, dtype: tor
     assert_right(case, inputs, emulated.all(case, inputs))
 
 
-@pytest.mark.parametrize("dtype", [bf16, f16])
-@pytest.mark.parametrize("case", BOX_CASES, ids=str)
+@pytest.mark.parametrize("dtype", [bf16, f16, f32])
+@pytest.mark.parametrize("case", [*BOX_CASES, *TF32_BOX_CASES], ids=str)
 def test_values_of_boxes(emulated: EmulatedConv, case: ConvCase, dtype: torch.dtype) -> None:
-    case = dataclasses.replace(case, dtype=dtype)
+    case = dataclasses.replace(case, dtype=dtype, precision="tf32")
     inputs = case.inputs()
     assert_right(case, inputs, emulated.all(case, inputs))
 
@@ -226,6 +238,9 @@ def test_the_copy_engine_serves(emulated: EmulatedConv) -> None:
         assert boxes(direction, 2, (64, 9, 8), 64, (3, 3), padding=(1, 1)) == 0  # unequal phases
         assert boxes(direction, 1, (64, 1, 67), 64, (1, 1), (1, 1), (0, 0)) > 0
         assert boxes(direction, 5, (64, 1, 67), 64, (1, 1), (1, 1), (0, 0)) == 0  # half of the rows
+        for precision, served in (("tf32", True), ("tf32x3", False), ("fma", False)):
+            layer = (2, (32, 8, 8), 32)
+            assert (boxes(direction, *layer, dtype=f32, precision=precision) > 0) == served
     assert boxes("up", 2, (72, 8, 8), 64) > 0 == boxes("down", 2, (72, 8, 8), 64)
 
 
@@ -399,7 +414,7 @@ def test_rules(emulated: EmulatedConv) -> None:
         emulated.forward(dataclasses.replace(case, stat_groups=3), "down", case.inputs())
 
 
-@pytest.mark.parametrize("case", [*CASES, *WARPGROUP_CASES, *BOX_CASES], ids=str)
+@pytest.mark.parametrize("case", [*CASES, *WARPGROUP_CASES, *BOX_CASES, *TF32_BOX_CASES], ids=str)
 def test_same_bits_under_every_schedule(emulated: EmulatedConv, case: ConvCase) -> None:
     inputs = case.inputs()
     first = emulated.all(case, inputs)
@@ -420,7 +435,7 @@ def test_sanitizers_are_silent(
             case = dataclasses.replace(case, dtype=dtype, precision=precision)
             inputs = case.inputs()
             assert_same(emulated.all(case, inputs), watched.all(case, inputs, "random_warps", 5))
-    for case in [*WARPGROUP_CASES[2:], *BOX_CASES[1:]]:
+    for case in [*WARPGROUP_CASES[2:], *BOX_CASES[1:], *TF32_BOX_CASES]:
         inputs = case.inputs()
         assert_same(emulated.all(case, inputs), watched.all(case, inputs, "random_warps", 5))
     watched.close()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accuracy import assert_as_accurate
 from bn_act_emulated import Case, EmulatedBnAct
 from conv_emulated import ConvCase, EmulatedConv
 from emulator_harness import KERNELS, Builder, Emulated, Fault, Refused, Tensors
@@ -25,7 +26,7 @@ from pack_codes_emulated import EmulatedPackCodes, PackCase, packed
 from parzen_emulated import EmulatedParzen, ParzenCase
 from test_bn_act_emulated import assert_right
 from test_conv_emulated import assert_right as assert_conv_right
-from test_conv_emulated import assert_same
+from test_conv_emulated import assert_same, round_to_tf32
 from test_first_occurrence_emulated import assert_right as assert_firsts_right
 from test_first_occurrence_emulated import half_are_one, many_codes, random_codes
 from test_maxout_linear_emulated import assert_right as assert_maxout_right
@@ -95,6 +96,7 @@ BOX_CASES = [
     ConvCase(3, (64, 8, 8), 192, warpgroups=True, boxes=True),
     ConvCase(3, (128, 8, 8), 64, (3, 3), (1, 1), warpgroups=True, boxes=True),
 ]
+TF32_BOX_CASE = ConvCase(2, (40, 8, 8), 64, dtype=torch.float32, precision="tf32", boxes=True)
 
 
 class EmulatedBoxConv(EmulatedConv):
@@ -122,6 +124,8 @@ def run_all(
             inputs = conv.inputs()
             results = emulated.all(conv, inputs, schedule, seed)
             yield functools.partial(assert_conv_right, conv, inputs, results), results
+        if isinstance(emulated, EmulatedBoxConv):
+            yield check_tf32_boxes(emulated, schedule, seed)
     elif isinstance(emulated, EmulatedPackCodes):
         for pack in PACK_CASES:
             activations = pack.activations()
@@ -161,6 +165,24 @@ def check_windows(
         assert first == case.count + 1
 
     return check, {"log_sums": log_sums, "bad_rows": torch.tensor([bad_row, first])}
+
+
+def check_tf32_boxes(
+    emulated: EmulatedConv, schedule: str, seed: int
+) -> tuple[Callable[[], None], Tensors]:
+    """Going up, by a weight that is packed."""
+    case = TF32_BOX_CASE
+    inputs = case.inputs()
+    output, _ = emulated.forward(case, "up", inputs, schedule, seed)
+
+    def check() -> None:
+        exact, theirs = (
+            case.convolve("up", change(inputs["coarse"]), change(inputs["weight"]))
+            for change in (torch.Tensor.double, round_to_tf32)
+        )
+        assert_as_accurate([output], [theirs], [exact], floor=2.0)
+
+    return check, {"up": output}
 
 
 def check_images(
@@ -237,7 +259,7 @@ class Bug:
 FILES: dict[type[Emulated], tuple[str, ...]] = {
     EmulatedBnAct: ("bn_act.cu", "bn_act.cuh", "reduce.cuh", "activation.cuh"),
     EmulatedImageConv: ("image_patch.cuh", "conv_image.cuh", "conv_image_weight_grad.cuh"),
-    EmulatedBoxConv: ("conv_boxes.cuh", "conv_box_map.cu"),
+    EmulatedBoxConv: ("conv_boxes.cuh", "conv_box_map.cu", "conv_pack_weights.cuh"),
     EmulatedPackCodes: ("pack_codes.cu", "pack_codes.cuh"),
     EmulatedFirstOccurrence: ("first_occurrence.cu", "first_occurrence.cuh"),
     EmulatedParzen: ("parzen.cu", "parzen.cuh"),
@@ -851,6 +873,34 @@ BUGS = [
         "conv_box_map.cu",
         " || cudaSetDevice(device) != cudaSuccess",
         "",
+        "values",
+    ),
+    Bug(
+        "a weight is packed before it was read",
+        "conv_pack_weights.cuh",
+        "  __syncthreads();\n",
+        "",
+        "tsan",
+    ),
+    Bug(
+        "fine channels of the weight that do not exist are packed",
+        "conv_pack_weights.cuh",
+        "    if (fine + line < launch.fine) {",
+        "    {",
+        "asan",
+    ),
+    Bug(
+        "taps of a packed weight lie where others do",
+        "conv_pack_weights.cuh",
+        "+ tap) * launch.coarse",
+        "+ tap / 2) * launch.coarse",
+        "values",
+    ),
+    Bug(
+        "tf32 is cut and not rounded",
+        "conv_box_map.cu",
+        "return CU_TENSOR_MAP_DATA_TYPE_TFLOAT32;",
+        "return CU_TENSOR_MAP_DATA_TYPE_FLOAT32;",
         "values",
     ),
     Bug(
