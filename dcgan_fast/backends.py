@@ -206,8 +206,8 @@ class _Cuda:
 
         False by default: these kernels are checked in emulation and by their machine code, and **no hardware has run
         them yet**. They serve GPUs of compute capability 9.0, bfloat16 and float16 whose input channels are a multiple
-        of 64, tf32 whose are one of 32, and sides that the stride divides; everything else, and every weight gradient,
-        is computed as without.
+        of 64, tf32 whose are one of 32, and sides that the stride divides; the weight gradients of 16-bit layers whose
+        channels are a multiple of 8. Everything else is computed as without.
 
         Raises:
             TypeError: set to what is neither True nor False.

@@ -18,6 +18,8 @@ extern template struct WarpgroupKernels<__half>;
 extern template struct BoxKernels<__nv_bfloat16>;
 extern template struct BoxKernels<__half>;
 extern template struct BoxKernels<float>;
+extern template struct BoxGradKernels<__nv_bfloat16>;
+extern template struct BoxGradKernels<__half>;
 #endif
 
 namespace {
@@ -169,6 +171,25 @@ void choose_box(BoxLaunch& call, int height, int width) {
   call.conv.tiles = static_cast<int>(fewest);
 }
 
+// A dense map's sizes, innermost first, where pixels that are a step apart are neighbours.
+void view_map(int64_t (&sizes)[5], const ConvGrid& grid, int64_t batch, int64_t step_y, int64_t step_x) {
+  const int64_t view[] = {step_x * grid.channels, grid.width / step_x, step_y, grid.height / step_y, batch};
+  std::copy_n(view, 5, sizes);
+}
+
+// Whether the stride divides the fine map: then all phases, or parts of a stride, are of one size.
+bool has_equal_phases(const ConvShape& s) {
+  return s.fine.height % s.stride[0] == 0 && s.fine.width % s.stride[1] == 0;
+}
+
+// As many stages as fit: in all of an SM's memory where there is a block for it, else in half.
+int stages_of(int64_t columns, bool alone) {
+  const int64_t bytes = columns == 256              ? box_bytes<256>(1)
+                        : columns == kWideColumns ? box_bytes<kWideColumns>(1)
+                                                  : box_bytes<kNarrowColumns>(1);
+  return static_cast<int>((alone ? kLargeSharedBytes : kLargeSharedBytes / 2) / bytes);
+}
+
 BoxPlan plan_boxes(const ConvShape& s, Direction direction, int64_t groups) {
   BoxPlan plan = {};
   const bool up = direction == Direction::kUp, tf32 = s.dtype == DType::kFloat32;
@@ -176,9 +197,7 @@ BoxPlan plan_boxes(const ConvShape& s, Direction direction, int64_t groups) {
   const ForwardPlan forward = plan_forward(s, direction, groups);
   const int64_t depth = kWarpgroupLine / element_bytes(s.dtype);
   if (forward.call.access != Access::kChunks || forward.call.in_channels % depth) return plan;
-  for (int axis = 0; axis < 2; axis++) {  // of the fine map: all phases, or parts of a stride, are of one size
-    if ((axis ? s.fine.width : s.fine.height) % s.stride[axis]) return plan;
-  }
+  if (!has_equal_phases(s)) return plan;
   BoxLaunch& call = plan.call;
   call.conv = forward.call;
   ConvLaunch& conv = call.conv;
@@ -199,21 +218,12 @@ BoxPlan plan_boxes(const ConvShape& s, Direction direction, int64_t groups) {
   if (conv.splits > 1) plan.bytes = sizeof(float) * plan.blocks * conv.splits * kBoxRows * plan.columns;
   const bool packed = tf32 && up;
   if (packed) plan.packed_bytes = sizeof(float) * s.fine.channels * taps(s) * s.coarse.channels;
-  // All of an SM's memory, or half where there are two blocks for it.
-  const bool alone = widest || plan.blocks * conv.splits <= kTargetBlocks / 2;
-  const int64_t stage_bytes = plan.columns == 256              ? box_bytes<256>(1)
-                              : plan.columns == kWideColumns ? box_bytes<kWideColumns>(1)
-                                                             : box_bytes<kNarrowColumns>(1);
-  call.stages = static_cast<int>((alone ? kLargeSharedBytes : kLargeSharedBytes / 2) / stage_bytes);
-  // Innermost first. Where points are a stride apart, they are neighbours of a map with more dimensions.
-  const ConvGrid& in = up ? s.coarse : s.fine;
-  const int64_t step_y = up ? 1 : s.stride[0], step_x = up ? 1 : s.stride[1];
-  const int64_t pixels[] = {step_x * in.channels, in.width / step_x, step_y, in.height / step_y, s.batch};
+  call.stages = stages_of(plan.columns, widest || plan.blocks * conv.splits <= kTargetBlocks / 2);
+  view_map(plan.pixels, up ? s.coarse : s.fine, s.batch, up ? 1 : s.stride[0], up ? 1 : s.stride[1]);
   const int64_t pixel_box[] = {depth, call.points_x, 1, call.points_y, call.images};
   const int64_t weights[] = {packed ? s.coarse.channels : s.fine.channels, taps(s),
                              packed ? s.fine.channels : s.coarse.channels};
   const int64_t weight_box[] = {depth, 1, up && !packed ? depth : plan.columns};
-  std::copy_n(pixels, 5, plan.pixels);
   std::copy_n(pixel_box, 5, plan.pixel_box);
   std::copy_n(weights, 3, plan.weights);
   std::copy_n(weight_box, 3, plan.weight_box);
@@ -297,6 +307,48 @@ WeightGradPlan plan_weight_grad(const ConvShape& s) {
     plan.bytes = sizeof(float) * static_cast<int64_t>(call.tiles()) * call.splits * kBlockRows * block_columns;
   return plan;
 }
+
+#ifdef DCGAN_FAST_SM90A
+// The same in stages that the copy engine fills (conv_boxes_weight_grad.cuh).
+struct BoxGradPlan {
+  BoxGradLaunch call;
+  bool serves, wide;
+  size_t bytes;
+  int64_t coarse[5], fine[5], box[5];  // of the tensor maps
+};
+
+// The largest power of two that divides n, or `most`.
+int largest_power(int n, int most) { return std::min(n & -n, most); }
+
+BoxGradPlan plan_gradient_boxes(const ConvShape& s) {
+  BoxGradPlan plan = {};
+  if (!s.boxes || !has_equal_phases(s)) return plan;
+  const WeightGradPlan general = plan_weight_grad(s);
+  if (!general.warpgroups) return plan;
+  BoxGradLaunch& call = plan.call;
+  call.grad = general.call;
+  call.points_x = largest_power(static_cast<int>(s.coarse.width), kWarpgroupDepth);
+  call.points_y = largest_power(static_cast<int>(s.coarse.height), kWarpgroupDepth / call.points_x);
+  call.images = kWarpgroupDepth / (call.points_x * call.points_y);
+  call.boxes_x = static_cast<int>(s.coarse.width / call.points_x);
+  call.boxes_y = static_cast<int>(s.coarse.height / call.points_y);
+  call.boxes = static_cast<int>(call.boxes_x * call.boxes_y * ceil_div(s.batch, call.images));
+  plan.serves = call.boxes > 0 && 3 * call.boxes <= 4 * ceil_div(call.grad.pixels, kWarpgroupDepth);
+  plan.wide = general.wide;
+  const int64_t columns = plan.wide ? kWideColumns : kNarrowColumns;
+  const int64_t tiles = call.grad.tiles();
+  const int64_t most = std::min<int64_t>(target_blocks(true, plan.wide) / tiles, call.boxes / kLeastSteps);
+  call.split_boxes = static_cast<int>(ceil_div(call.boxes, std::max<int64_t>(1, most)));
+  call.grad.splits = static_cast<int>(std::max<int64_t>(1, ceil_div(call.boxes, std::max(1, call.split_boxes))));
+  if (call.grad.splits > 1) plan.bytes = sizeof(float) * tiles * call.grad.splits * kBoxRows * columns;
+  call.stages = stages_of(columns, tiles * call.grad.splits <= kTargetBlocks / 2);
+  view_map(plan.coarse, s.coarse, s.batch, 1, 1);
+  view_map(plan.fine, s.fine, s.batch, s.stride[0], s.stride[1]);
+  const int64_t box[] = {kWarpgroupDepth, call.points_x, 1, call.points_y, call.images};
+  std::copy_n(box, 5, plan.box);
+  return plan;
+}
+#endif
 
 // How the kernels that read maps of a few channels take them (image_patch.cuh): in runs of so many coarse pixels.
 constexpr int kMostImageChannels = 8;
@@ -455,6 +507,10 @@ size_t conv_weight_grad_workspace_bytes(const ConvShape& shape) {
   if (check_shape(shape)) return kAccessBytes;
   if (const ImageGradLaunch image = plan_image_weight_grad(canonical(shape)); image.tiles())
     return std::max<size_t>(kAccessBytes, partial_bytes(image));
+#ifdef DCGAN_FAST_SM90A
+  if (const BoxGradPlan boxes = plan_gradient_boxes(canonical(shape)); boxes.serves)
+    return std::max<size_t>(kAccessBytes, boxes.bytes);
+#endif
   return std::max<size_t>(kAccessBytes, plan_weight_grad(canonical(shape)).bytes);
 }
 
@@ -585,6 +641,17 @@ const char* launch_conv_weight_grad(const ConvWeightGrad& args, CUstream_st* str
   call.finish.parameter_channels = call.finish.channels;
   call.finish.by_chunks = call.finish.channels % chunk(shape.dtype) == 0;
 #ifdef DCGAN_FAST_SM90A
+  if (BoxGradPlan boxes = plan_gradient_boxes(shape); boxes.serves) {
+    if (boxes.bytes && !args.workspace) return "'workspace' is null";
+    boxes.call.grad.partials = call.partials;
+    boxes.call.grad.finish = call.finish;
+    const char* error = make_box_map(boxes.call.coarse, args.coarse, shape.dtype, 5, boxes.coarse, boxes.box);
+    if (!error) error = make_box_map(boxes.call.fine, args.fine, shape.dtype, 5, boxes.fine, boxes.box);
+    if (error) return error;
+    return with_half(shape, [&](auto type) {
+      return BoxGradKernels<decltype(type)>::weight_grad(boxes.call, boxes.wide, stream);
+    });
+  }
   if (plan.warpgroups) {
     return with_half(shape, [&](auto type) {
       return WarpgroupKernels<decltype(type)>::weight_grad(call, plan.wide, stream);

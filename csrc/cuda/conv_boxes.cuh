@@ -82,14 +82,14 @@ struct TapPlace {
 
 // The stages of a block in shared memory: tiles, and behind them two barriers each, "full" and "empty", which the copies of
 // a stage and the warps that have multiplied it end.
-template <class Pixels, class Weights>
+template <class Rows, class Columns>
 struct BoxStages {
-  static constexpr int kBytes = Pixels::kBytes + Weights::kBytes, kBarrierBytes = 2 * sizeof(uint64_t);
+  static constexpr int kBytes = Rows::kBytes + Columns::kBytes, kBarrierBytes = 2 * sizeof(uint64_t);
   int count;
 
   __device__ unsigned char* tiles(int stage) const { return shared_memory() + stage * kBytes; }
-  __device__ Pixels pixels(int stage) const { return {tiles(stage)}; }
-  __device__ Weights weights(int stage) const { return {tiles(stage) + Pixels::kBytes}; }
+  __device__ Rows rows(int stage) const { return {tiles(stage)}; }
+  __device__ Columns columns(int stage) const { return {tiles(stage) + Rows::kBytes}; }
   __device__ uint64_t* full(int stage) const { return reinterpret_cast<uint64_t*>(tiles(count)) + stage; }
   __device__ uint64_t* empty(int stage) const { return full(count) + stage; }
 };
@@ -138,8 +138,8 @@ __device__ void fill_boxes(const BoxLaunch& launch, const Tile& tile, const type
       ptx::mbarrier_arrive_expect(full, bytes);
       const int pixels[5] = {x.part * in_channels + channel, tile.first_x + x.on, y.part, tile.first_y + y.on,
                              tile.first_image};
-      ptx::copy_box(stages.pixels(turn.stage).data, launch.pixels, pixels, full);
-      unsigned char* const weights = stages.weights(turn.stage).data;
+      ptx::copy_box(stages.rows(turn.stage).data, launch.pixels, pixels, full);
+      unsigned char* const weights = stages.columns(turn.stage).data;
 #pragma unroll
       for (int box = 0; box < Tiles::kWeightBoxes; box++) {
         const int column = tile.first_column + box * kDepth;
@@ -150,6 +150,37 @@ __device__ void fill_boxes(const BoxLaunch& launch, const Tile& tile, const type
     }
     channel = 0;
   }
+}
+
+// Before anything else, and all threads meet: the barriers of stages that kWarps warps multiply.
+template <int kWarps, class Stages>
+__device__ void begin_stages(const Stages& stages) {
+  if (threadIdx.x == kWarps * kWarpSize) {
+    for (int stage = 0; stage < stages.count; stage++) {
+      ptx::mbarrier_init(stages.full(stage), 1);
+      ptx::mbarrier_init(stages.empty(stage), kWarps);
+    }
+    ptx::fence_mbarrier_init();
+  }
+  __syncthreads();
+}
+
+// Adds the products of all stages in turn; then the tiles' memory is free. One stage's go on while the next is waited for.
+template <class Step, class Shape, class Stages>
+__device__ void multiply_boxes(Accumulators<Shape>& sums, const Stages& stages, int steps) {
+  StageTurn turn;
+  int multiplied = 0;  // the stage before this one
+  for (int step = 0; step < steps; step++) {
+    ptx::mbarrier_wait(stages.full(turn.stage), turn.parity);
+    start_multiplying<Step>(sums, stages.rows(turn.stage), stages.columns(turn.stage));
+    ptx::wgmma_wait<1>();
+    __syncwarp();
+    if (step > 0 && threadIdx.x % kWarpSize == 0) ptx::mbarrier_arrive(stages.empty(multiplied));
+    multiplied = turn.stage;
+    turn.next(stages.count);
+  }
+  ptx::wgmma_wait<0>();
+  __syncthreads();  // all have multiplied
 }
 
 // Blocks on an SM: of 256 columns one, whose sums are half of its registers.
@@ -164,14 +195,7 @@ __global__ void __launch_bounds__(Shape::kThreads + kWarpSize, kBoxBlocks<Shape>
   using Tiles = BoxTiles<Shape, T, kUp>;
   const ConvLaunch& conv = launch.conv;
   const typename Tiles::Stages stages{launch.stages};
-  if (threadIdx.x == Shape::kThreads) {
-    for (int stage = 0; stage < stages.count; stage++) {
-      ptx::mbarrier_init(stages.full(stage), 1);
-      ptx::mbarrier_init(stages.empty(stage), Shape::kWarps);
-    }
-    ptx::fence_mbarrier_init();
-  }
-  __syncthreads();
+  begin_stages<Shape::kWarps>(stages);
   const BoxTile<Shape, kUp> tile(launch, blockIdx.x, conv.splits);
   const int steps = tile.taps() * (conv.in_channels / Tiles::kDepth), each = (steps + conv.splits - 1) / conv.splits;
   const int first_step = min(tile.split * each, steps), own_steps = min(each, steps - first_step);
@@ -182,19 +206,7 @@ __global__ void __launch_bounds__(Shape::kThreads + kWarpSize, kBoxBlocks<Shape>
   }
 
   Accumulators<Shape> sums;
-  StageTurn turn;
-  int multiplied = 0;  // the stage before this one
-  for (int step = 0; step < own_steps; step++) {
-    ptx::mbarrier_wait(stages.full(turn.stage), turn.parity);
-    start_multiplying<Step>(sums, stages.pixels(turn.stage), stages.weights(turn.stage));
-    ptx::wgmma_wait<1>();
-    __syncwarp();
-    if (step > 0 && threadIdx.x % kWarpSize == 0) ptx::mbarrier_arrive(stages.empty(multiplied));
-    multiplied = turn.stage;
-    turn.next(stages.count);
-  }
-  ptx::wgmma_wait<0>();
-  __syncthreads();  // the tiles' memory is free
+  multiply_boxes<Step>(sums, stages, own_steps);
   if (conv.splits > 1) {
     put_aside(sums, conv.partials, blockIdx.x, conv.out_channels - tile.first_column);
   } else {

@@ -1,7 +1,7 @@
-// The kernels of conv_boxes.cuh, and which of them serves a call.
+// The kernels of conv_boxes.cuh and conv_boxes_weight_grad.cuh, and which of them serves a call.
 #pragma once
 
-#include "conv_boxes.cuh"
+#include "conv_boxes_weight_grad.cuh"
 #include "conv_launch.cuh"
 
 namespace dcgan_fast::cuda {
@@ -25,6 +25,11 @@ template <typename T>
 struct BoxKernels {
   static const char* forward(const BoxLaunch& call, Direction direction, int columns, int64_t blocks,
                              CUstream_st* stream);
+};
+
+template <typename T>
+struct BoxGradKernels {
+  static const char* weight_grad(const BoxGradLaunch& call, bool wide, CUstream_st* stream);
 };
 
 // Writes the weight as a product of tf32 going up takes it, [fine][tap][coarse] (conv_pack_weights.cuh).
@@ -59,6 +64,25 @@ const char* BoxKernels<T>::forward(const BoxLaunch& call, Direction direction, i
     default:
       return up ? launch_boxes<T, 64, true>(call, blocks, stream) : launch_boxes<T, 64, false>(call, blocks, stream);
   }
+}
+
+template <typename T, int kColumns>
+const char* launch_gradient_boxes(const BoxGradLaunch& call, CUstream_st* stream) {
+  using Shape = BoxShape<kColumns>;
+  const int tiles = call.grad.tiles();
+  const char* error =
+      launch(conv_boxes_weight_grad<Shape, WarpgroupStep<T>>, static_cast<int64_t>(tiles) * call.grad.splits,
+             Shape::kThreads + kWarpSize, box_bytes<kColumns>(call.stages), stream, call);
+  if (error || call.grad.splits == 1) return error;
+  constexpr int kFragments = Shape::kFragmentsDown * Shape::kFragmentsAcross;
+  return launch(conv_weight_grad_sum<T, Shape>, static_cast<int64_t>(tiles) * kFragments, Shape::kThreads, 0, stream,
+                call.grad);
+}
+
+template <typename T>
+const char* BoxGradKernels<T>::weight_grad(const BoxGradLaunch& call, bool wide, CUstream_st* stream) {
+  return wide ? launch_gradient_boxes<T, kWideColumns>(call, stream)
+              : launch_gradient_boxes<T, kNarrowColumns>(call, stream);
 }
 
 }  // namespace dcgan_fast::cuda

@@ -260,6 +260,28 @@ def test_kernels_that_the_copy_engine_feeds(tmp_path: Path, source: str) -> None
     assert len(kernels) == len(found) + tf32
 
 
+def test_gradients_that_the_copy_engine_feeds(tmp_path: Path) -> None:
+    """As above; boxes of 64 channels, two of the coarse map and one or two of the fine one."""
+    if "90a" not in architectures():
+        pytest.skip("this nvcc does not know sm_90a")
+    source = KERNELS / "conv_boxes_weight_grad_sm90a.cu"
+    kernels = list(compile_kernels(source, "90a", tmp_path / "gradients").values())
+    kernels = [kernel for kernel in kernels if "conv_weight_grad_sum" not in kernel.name]
+    assert len(kernels) == 4 and all("conv_boxes_weight_grad" in kernel.name for kernel in kernels)
+    for kernel in kernels:
+        columns = 128 if "ILi128ELi128E" in kernel.name else 64
+        assert kernel.stack == 0 and not kernel.having(r"LDL|STL|HMMA|LDGSTS|ATOM|RED\b"), (
+            kernel.name
+        )
+        assert REGISTERS_OF_AN_SM // (-(-kernel.registers // 8) * 8 * 288) >= 2, kernel.registers
+        assert kernel.count("UTMALDG.5D") == 2 + columns // 64, kernel.name
+        (product,) = kernel.having("HGMMA")
+        assert product.startswith(f"HGMMA.64x{columns}x16.F32"), product
+        loop = kernel.loop(product)
+        assert loop.count(product) == 4 and len(loop) <= BOX_LOOP, (kernel.name, len(loop))
+        assert sum(opcode.startswith("WARPGROUP.DEPBAR") for opcode in loop) == 1, loop
+
+
 @each
 def test_resources_of_images(
     compiled: dict[tuple[str, str], Kernels], step: str, architecture: str

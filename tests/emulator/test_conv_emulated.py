@@ -79,6 +79,9 @@ BOX_CASES = [
         2, (72, 8, 8), 64, (2, 2), (4, 4), (0, 0), warpgroups=True, boxes=True
     ),  # up; pixels no tap meets
     ConvCase(8, (64, 4, 4), 8, stride=(1, 1), padding=(0, 0), warpgroups=True, boxes=True),  # down
+    ConvCase(
+        4, (64, 16, 16), 8, (1, 1), (1, 1), (0, 0), warpgroups=True, boxes=True
+    ),  # the weight gradient's pixels are split
 ]
 TF32_BOX_CASES = [
     ConvCase(
@@ -225,7 +228,10 @@ def test_the_copy_engine_serves(emulated: EmulatedConv) -> None:
         case = ConvCase(*args, warpgroups=True, boxes=True, **options)  # type: ignore[arg-type]
         inputs = case.inputs()
         emulated.counters()
-        emulated.forward(case, direction, inputs)
+        if direction == "gradient":
+            emulated.weight_grad(case, inputs)
+        else:
+            emulated.forward(case, direction, inputs)
         counted = emulated.counters()
         if counted["boxes"] and case.fine[0] % 16 == 0:
             assert counted["copied_bytes"] == 32 * counted["copied_sectors"] > 0, counted
@@ -241,6 +247,10 @@ def test_the_copy_engine_serves(emulated: EmulatedConv) -> None:
         for precision, served in (("tf32", True), ("tf32x3", False), ("fma", False)):
             layer = (2, (32, 8, 8), 32)
             assert (boxes(direction, *layer, dtype=f32, precision=precision) > 0) == served
+    for layer in ((2, (64, 8, 8), 64), (1, (40, 16, 32), 8), (60, (64, 7, 7), 64, (3, 3), (1, 1))):
+        assert boxes("gradient", *layer) > 0
+    assert boxes("gradient", 2, (64, 8, 8), 64, dtype=f32, precision="tf32") == 0
+    assert boxes("gradient", 30, (64, 7, 7), 64, (3, 3), (1, 1)) == 0  # half of the pixels
     assert boxes("up", 2, (72, 8, 8), 64) > 0 == boxes("down", 2, (72, 8, 8), 64)
 
 

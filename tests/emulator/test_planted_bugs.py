@@ -95,6 +95,7 @@ BOX_CASES = [
     ConvCase(1, (64, 16, 16), 64, (3, 3), (1, 1), warpgroups=True, boxes=True),
     ConvCase(3, (64, 8, 8), 192, warpgroups=True, boxes=True),
     ConvCase(3, (128, 8, 8), 64, (3, 3), (1, 1), warpgroups=True, boxes=True),
+    ConvCase(4, (64, 16, 16), 72, (1, 1), (1, 1), (0, 0), warpgroups=True, boxes=True),
 ]
 TF32_BOX_CASE = ConvCase(2, (40, 8, 8), 64, dtype=torch.float32, precision="tf32", boxes=True)
 
@@ -259,7 +260,12 @@ class Bug:
 FILES: dict[type[Emulated], tuple[str, ...]] = {
     EmulatedBnAct: ("bn_act.cu", "bn_act.cuh", "reduce.cuh", "activation.cuh"),
     EmulatedImageConv: ("image_patch.cuh", "conv_image.cuh", "conv_image_weight_grad.cuh"),
-    EmulatedBoxConv: ("conv_boxes.cuh", "conv_box_map.cu", "conv_pack_weights.cuh"),
+    EmulatedBoxConv: (
+        "conv_boxes.cuh",
+        "conv_box_map.cu",
+        "conv_pack_weights.cuh",
+        "conv_boxes_weight_grad.cuh",
+    ),
     EmulatedPackCodes: ("pack_codes.cu", "pack_codes.cuh"),
     EmulatedFirstOccurrence: ("first_occurrence.cu", "first_occurrence.cuh"),
     EmulatedParzen: ("parzen.cu", "parzen.cuh"),
@@ -801,14 +807,14 @@ BUGS = [
     Bug(
         "no barrier after the barriers are made",
         "conv_boxes.cuh",
-        "  __syncthreads();\n  const BoxTile",
-        "  const BoxTile",
+        "    ptx::fence_mbarrier_init();\n  }\n  __syncthreads();\n",
+        "    ptx::fence_mbarrier_init();\n  }\n",
         "fault",
     ),
     Bug(
         "sums are put where boxes are still multiplied",
         "conv_boxes.cuh",
-        "  __syncthreads();  // the tiles' memory is free\n",
+        "  __syncthreads();  // all have multiplied\n",
         "",
         "tsan",
     ),
@@ -901,6 +907,48 @@ BUGS = [
         "conv_box_map.cu",
         "return CU_TENSOR_MAP_DATA_TYPE_TFLOAT32;",
         "return CU_TENSOR_MAP_DATA_TYPE_FLOAT32;",
+        "values",
+    ),
+    Bug(
+        "a gradient's box takes the place of one in use",
+        "conv_boxes_weight_grad.cuh",
+        "    ptx::mbarrier_wait(stages.empty(turn.stage), turn.parity ^ 1);\n",
+        "",
+        "tsan",
+    ),
+    Bug(
+        "both halves of a gradient's rows are the first channels",
+        "conv_boxes_weight_grad.cuh",
+        "tile.first_row + i * kChannels, first_x",
+        "tile.first_row, first_x",
+        "values",
+    ),
+    Bug(
+        "a gradient's tap meets the first part of a stride",
+        "conv_boxes_weight_grad.cuh",
+        "x.part * grad.fine_channels + ",
+        "",
+        "values",
+    ),
+    Bug(
+        "a gradient's boxes are those of one image",
+        "conv_boxes_weight_grad.cuh",
+        "box_y = 0, image++;",
+        "box_y = 0;",
+        "values",
+    ),
+    Bug(
+        "a part of the gradient begins where the first does",
+        "conv_boxes_weight_grad.cuh",
+        "const int first_box = split * launch.split_boxes;",
+        "const int first_box = 0 * split;",
+        "values",
+    ),
+    Bug(
+        "a gradient's tap is the one to its left",
+        "conv_boxes_weight_grad.cuh",
+        "x(PhaseAxis::of<false>(grad.x, 0), tile.tap % grad.x.kernel)",
+        "x(PhaseAxis::of<false>(grad.x, 0), max(tile.tap % grad.x.kernel - 1, 0))",
         "values",
     ),
     Bug(
