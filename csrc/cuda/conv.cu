@@ -29,7 +29,8 @@ namespace {
 // depend on how many there are.
 constexpr int64_t kTargetBlocks = 264;
 int64_t target_blocks(bool warpgroups, bool wide) { return warpgroups && wide ? kTargetBlocks / 2 : kTargetBlocks; }
-constexpr int64_t kBlocksForWidest = 116;  // tiles of 256 columns that keep an H200 as busy as twice as many of 128
+// Tiles of 256 columns that keep an H200 as busy as twice as many of 128.
+[[maybe_unused]] constexpr int64_t kBlocksForWidest = 116;
 constexpr int64_t kLeastSteps = 8;  // of a part of the depth: below, putting sums aside costs more than it gains
 constexpr int64_t kMostIndex = INT32_MAX - 1024;  // a last tile counts on past what exists
 constexpr const char* kMisaligned = "maps and weights must be aligned to 16 bytes";
@@ -51,8 +52,8 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int element_bytes(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
 int chunk(DType dtype) { return kAccessBytes / element_bytes(dtype); }
 int stage_depth(DType dtype) { return kStageDepthBytes / element_bytes(dtype); }
-constexpr int kWarpgroupLine = 128;  // bytes of K in a stage
-constexpr int kWarpgroupDepth = 64;  // of 16-bit elements
+[[maybe_unused]] constexpr int kWarpgroupLine = 128;  // bytes of K in a stage
+constexpr int kWarpgroupDepth = 64;                   // of 16-bit elements
 constexpr size_t kMostSharedBytes = 99 << 10;  // of a block, on every device from sm_80 on
 [[maybe_unused]] constexpr int64_t kLargeSharedBytes = 226 << 10;  // of one or two blocks, on those of sm_90a
 

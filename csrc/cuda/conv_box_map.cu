@@ -1,6 +1,6 @@
-#include "conv_box_map.h"
-
 #include <cuda_runtime.h>
+
+#include "conv_box_map.h"
 
 namespace dcgan_fast::cuda {
 namespace {
@@ -54,14 +54,14 @@ const char* make_box_map(CUtensorMap& map, const void* start, DType dtype, int r
     pitch *= dims[d];
     pitches[d] = pitch;  // of the next dimension; the last is not read
   }
-  // A thread that has not called the runtime, as autograd's, has no context: to choose the device that is chosen gives it one.
+  // A thread that has not called the runtime, as autograd's, has no context: to choose the device that is chosen gives
+  // it one.
   int device = 0;
   if (!encode() || cudaGetDevice(&device) != cudaSuccess || cudaSetDevice(device) != cudaSuccess)
     return "no tensor map can be made";
-  const CUresult result =
-      encode()(&map, type_of(dtype), static_cast<cuuint32_t>(rank), const_cast<void*>(start), dims, pitches, box_dims,
-               steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-               CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  const CUresult result = encode()(&map, type_of(dtype), static_cast<cuuint32_t>(rank), const_cast<void*>(start), dims,
+                                   pitches, box_dims, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                                   CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   return result == CUDA_SUCCESS ? nullptr : "the driver refused a tensor map";
 }
 

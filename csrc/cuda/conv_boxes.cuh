@@ -1,15 +1,15 @@
-// Convolution whose tiles the copy engine fills (TMA, sm_90a): conv.cuh's product with its copies taken off the threads.
-// A warp of its own, or rather one thread, asks for a stage by two instructions; two warpgroups multiply what has come.
+// Convolution whose tiles the copy engine fills (TMA, sm_90a): conv.cuh's product with its copies taken off the
+// threads. One thread of a warp of its own asks for a stage by two instructions; two warpgroups multiply what has come.
 //
-// What a tile's rows meet through one tap is a box of the input: its points are neighbours, kPixels of them or a few less,
+// What a tile's rows meet through one tap is a box of the input: 128 points or a few less, which are neighbours,
 //     images x lattice lines x lattice points of a line
 // and zeros outside of the map are the engine's. Where the points are a stride apart (going down), the map is seen as
 //     (N, height / stride, stride, width / stride, stride * channels)
-// in which they are neighbours and a tap chooses what is left of its place: a row of the stride's, a part of the channels.
-// Going up, the four phases of a stride of two differ in where their taps' boxes begin, and are tiles of one launch.
+// in which they are neighbours and a tap chooses what is left of its place: a row of the stride's, a part of the
+// channels. Going up, the phases differ in where their taps' boxes begin, and are tiles of one launch.
 //
-// Why: the copies' instructions decide how fast conv.cuh is (145 a stage and warp), and their addresses take registers, which
-// tiles of 256 columns need for sums. Floor as there; a stage of 128 x 128 is multiplied in 512 cycles, and read in 32 KB.
+// Why: the copies' instructions decide how fast conv.cuh is (145 a stage and warp), and their addresses take registers,
+// which tiles of 256 columns need for sums. Floor as there: a stage of 128 x 128 is 32 KB, and 512 cycles of products.
 #pragma once
 
 #include "conv.cuh"
@@ -18,7 +18,7 @@
 namespace dcgan_fast::cuda {
 
 struct BoxLaunch {
-  ConvLaunch conv;  // its `tiles` are boxes; no operand is read by elements
+  ConvLaunch conv;                 // its `tiles` are boxes; no operand is read by elements
   int images, points_y, points_x;  // of a box
   int tiles_y, tiles_x;            // of an image's lattice, which they divide
   Divisor by_points, by_width;     // of a row, among those of an image and of a line
@@ -80,8 +80,8 @@ struct TapPlace {
   }
 };
 
-// The stages of a block in shared memory: tiles, and behind them two barriers each, "full" and "empty", which the copies of
-// a stage and the warps that have multiplied it end.
+// The stages of a block in shared memory: tiles, and behind them two barriers each, "full" and "empty", which the
+// copies of a stage and the warps that have multiplied it end.
 template <class Rows, class Columns>
 struct BoxStages {
   static constexpr int kBytes = Rows::kBytes + Columns::kBytes, kBarrierBytes = 2 * sizeof(uint64_t);
@@ -152,10 +152,12 @@ __device__ void fill_boxes(const BoxLaunch& launch, const Tile& tile, const type
   }
 }
 
-// Before anything else, and all threads meet: the barriers of stages that kWarps warps multiply.
+// First of all, where all threads meet: barriers of stages that kWarps warps multiply; the maps by which they come.
 template <int kWarps, class Stages>
-__device__ void begin_stages(const Stages& stages) {
+__device__ void begin_stages(const Stages& stages, const CUtensorMap& rows, const CUtensorMap& columns) {
   if (threadIdx.x == kWarps * kWarpSize) {
+    ptx::prefetch_map(rows);
+    ptx::prefetch_map(columns);
     for (int stage = 0; stage < stages.count; stage++) {
       ptx::mbarrier_init(stages.full(stage), 1);
       ptx::mbarrier_init(stages.empty(stage), kWarps);
@@ -165,7 +167,7 @@ __device__ void begin_stages(const Stages& stages) {
   __syncthreads();
 }
 
-// Adds the products of all stages in turn; then the tiles' memory is free. One stage's go on while the next is waited for.
+// Adds the products of all stages in turn, one's while the next is waited for; then the tiles' memory is free.
 template <class Step, class Shape, class Stages>
 __device__ void multiply_boxes(Accumulators<Shape>& sums, const Stages& stages, int steps) {
   StageTurn turn;
@@ -187,7 +189,7 @@ __device__ void multiply_boxes(Accumulators<Shape>& sums, const Stages& stages, 
 template <class Shape>
 constexpr int kBoxBlocks = Shape::kColumns > 128 ? 1 : 2;
 
-// Computes the sums of a tile; stores them, or puts them aside where the depth is split. One warp more than the shape's.
+// Computes the sums of a tile; stores them, or puts them aside where the depth is split. A warp more than the shape's.
 template <class Shape, class Step, bool kUp>
 __global__ void __launch_bounds__(Shape::kThreads + kWarpSize, kBoxBlocks<Shape>)
     conv_boxes(const __grid_constant__ BoxLaunch launch) {
@@ -195,7 +197,7 @@ __global__ void __launch_bounds__(Shape::kThreads + kWarpSize, kBoxBlocks<Shape>
   using Tiles = BoxTiles<Shape, T, kUp>;
   const ConvLaunch& conv = launch.conv;
   const typename Tiles::Stages stages{launch.stages};
-  begin_stages<Shape::kWarps>(stages);
+  begin_stages<Shape::kWarps>(stages, launch.pixels, launch.weights);
   const BoxTile<Shape, kUp> tile(launch, blockIdx.x, conv.splits);
   const int steps = tile.taps() * (conv.in_channels / Tiles::kDepth), each = (steps + conv.splits - 1) / conv.splits;
   const int first_step = min(tile.split * each, steps), own_steps = min(each, steps - first_step);

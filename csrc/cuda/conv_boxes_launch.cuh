@@ -46,7 +46,8 @@ const char* launch_boxes(const BoxLaunch& call, int64_t blocks, CUstream_st* str
     return error;
   } else {
     if (error || call.conv.splits == 1) return error;
-    return launch(conv_boxes_finish_splits<Shape, T, kUp>, blocks, Shape::kThreads, finish_bytes<Shape>(), stream, call);
+    return launch(conv_boxes_finish_splits<Shape, T, kUp>, blocks, Shape::kThreads, finish_bytes<Shape>(), stream,
+                  call);
   }
 }
 

@@ -1,8 +1,8 @@
-// The weight gradient whose tiles the copy engine fills: conv_weight_grad.cuh's product, tiles and parts, of 16-bit elements
-// alone, whose lines may run along channels. A stage is a box of 64 coarse pixels,
+// The weight gradient whose tiles the copy engine fills: conv_weight_grad.cuh's product, tiles and parts, of 16-bit
+// elements alone, whose lines may run along channels. A stage is a box of 64 coarse pixels,
 //     images x lines x pixels of a line
-// where lines and pixels of it are powers of two that divide the map, and the same box of the fine map as a tap meets it, in the
-// view of conv_boxes.cuh. Images that do not exist are zeros on both sides.
+// where lines and pixels of it are powers of two that divide the map, and the same box of the fine map as a tap meets
+// it, in the view of conv_boxes.cuh. Images that do not exist are zeros on both sides.
 #pragma once
 
 #include "conv_boxes.cuh"
@@ -69,15 +69,14 @@ __global__ void __launch_bounds__(Shape::kThreads + kWarpSize, kBoxBlocks<Shape>
   using T = typename Step::T;
   using Tiles = BoxGradTiles<Shape, T>;
   const typename Tiles::Stages stages{launch.stages};
-  begin_stages<Shape::kWarps>(stages);
+  begin_stages<Shape::kWarps>(stages, launch.coarse, launch.fine);
   const WeightGradLaunch& grad = launch.grad;
   const int tiles = grad.tiles(), split = blockIdx.x / tiles;
   const WeightGradTile<Shape> tile(grad, blockIdx.x % tiles);
   const int first_box = split * launch.split_boxes;
   const int boxes = max(min(launch.split_boxes, launch.boxes - first_box), 0);
   if (threadIdx.x >= Shape::kThreads) {
-    if (threadIdx.x == Shape::kThreads)
-      fill_gradient_boxes<Tiles>(launch, tile, stages, first_box, boxes);
+    if (threadIdx.x == Shape::kThreads) fill_gradient_boxes<Tiles>(launch, tile, stages, first_box, boxes);
     return;
   }
   Accumulators<Shape> sums;

@@ -1,8 +1,8 @@
-// The weight of a convolution going up, along K: [coarse][tap][fine] becomes [fine][tap][coarse]. Products of warpgroups take
-// operands of 32 bits along K alone, and there K is the coarse channels.
+// The weight of a convolution going up, along K: [coarse][tap][fine] becomes [fine][tap][coarse]. Products of
+// warpgroups take operands of 32 bits along K alone, and there K is the coarse channels.
 //
-// A pass over the weight, 32 x 32 elements of one tap a block by way of shared memory: an example's largest weight, 8 MB, is read
-// and written in about 4 us of copy bandwidth.
+// A pass over the weight, 32 x 32 elements of one tap a block by way of shared memory: an example's largest weight, 8
+// MB, is read and written in about 4 us of copy bandwidth.
 #pragma once
 
 #include "ptx.cuh"

@@ -244,9 +244,14 @@ __device__ inline void mbarrier_wait(uint64_t* barrier, int parity) {
   } while (!ended);
 }
 
+// Lets a tensor map be fetched before it is used.
+__device__ inline void prefetch_map(const CUtensorMap& map) {
+  asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
+}
+
 // The box of a tensor that begins at those coordinates (innermost first), to shared memory in the background, by one
-// thread: lines of 128 bytes, permuted as SharedMatrix has them, with zeros outside of the tensor. `barrier` counts its bytes. The map
-// is a kernel's __grid_constant__ parameter.
+// thread: lines of 128 bytes, permuted as SharedMatrix has them, with zeros outside of the tensor. `barrier` counts its
+// bytes. The map is a kernel's __grid_constant__ parameter.
 __device__ inline void copy_box(void* to, const CUtensorMap& map, const int (&at)[3], uint64_t* barrier) {
   asm volatile(
       "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5}], [%2];" ::"r"(
@@ -359,6 +364,8 @@ inline void mbarrier_arrive_expect(uint64_t* barrier, int bytes, Site site = Sit
 inline void mbarrier_wait(uint64_t* barrier, int parity, Site site = Site::caller()) {
   emulator::wait_at(barrier, parity, site);
 }
+
+inline void prefetch_map(const CUtensorMap&) {}
 
 template <int kRank>
 inline void copy_box(void* to, const CUtensorMap& map, const int (&at)[kRank], uint64_t* barrier,
