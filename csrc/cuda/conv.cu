@@ -54,8 +54,7 @@ int chunk(DType dtype) { return kAccessBytes / element_bytes(dtype); }
 int stage_depth(DType dtype) { return kStageDepthBytes / element_bytes(dtype); }
 [[maybe_unused]] constexpr int kWarpgroupLine = 128;  // bytes of K in a stage
 constexpr int kWarpgroupDepth = 64;                   // of 16-bit elements
-constexpr size_t kMostSharedBytes = 99 << 10;  // of a block, on every device from sm_80 on
-[[maybe_unused]] constexpr int64_t kLargeSharedBytes = 226 << 10;  // of one or two blocks, on those of sm_90a
+[[maybe_unused]] constexpr int64_t kLargeSharedBytes = 226 << 10;  // of one or two blocks, on devices of sm_90a
 
 bool aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % kAccessBytes == 0; }
 
@@ -178,9 +177,11 @@ void view_map(int64_t (&sizes)[5], const ConvGrid& grid, int64_t batch, int64_t 
   std::copy_n(view, 5, sizes);
 }
 
-// Whether the stride divides the fine map: then all phases, or parts of a stride, are of one size.
+// Whether the stride divides the fine map: then all phases, or parts of a stride, are of one size. And the channels of a
+// stride can be counted.
 bool has_equal_phases(const ConvShape& s) {
-  return s.fine.height % s.stride[0] == 0 && s.fine.width % s.stride[1] == 0;
+  return s.fine.height % s.stride[0] == 0 && s.fine.width % s.stride[1] == 0 &&
+         s.stride[1] * s.fine.channels <= kMostIndex;
 }
 
 // As many stages as fit: in all of an SM's memory where there is a block for it, else in half.
@@ -204,7 +205,7 @@ BoxPlan plan_boxes(const ConvShape& s, Direction direction, int64_t groups) {
   ConvLaunch& conv = call.conv;
   choose_box(call, conv.most_points_y, conv.most_points_x);
   const int64_t rows = static_cast<int64_t>(conv.group_images) * conv.most_points_y * conv.most_points_x;
-  if (3 * conv.tiles > 4 * ceil_div(rows, kBoxRows)) return plan;  // boxes waste too much
+  if (3 * int64_t{conv.tiles} > 4 * ceil_div(rows, kBoxRows)) return plan;  // boxes waste too much
   const auto blocks = [&](int64_t columns) {
     return groups * conv.tiles * conv.phases() * ceil_div(conv.out_channels, columns);
   };
@@ -230,7 +231,6 @@ BoxPlan plan_boxes(const ConvShape& s, Direction direction, int64_t groups) {
   std::copy_n(weight_box, 3, plan.weight_box);
   return plan;
 }
-
 #endif
 
 // How a call is cut where a block makes its part of the output from a patch of the input (conv_thin.cuh).
@@ -334,7 +334,7 @@ BoxGradPlan plan_gradient_boxes(const ConvShape& s) {
   call.boxes_x = static_cast<int>(s.coarse.width / call.points_x);
   call.boxes_y = static_cast<int>(s.coarse.height / call.points_y);
   call.boxes = static_cast<int>(call.boxes_x * call.boxes_y * ceil_div(s.batch, call.images));
-  plan.serves = call.boxes > 0 && 3 * call.boxes <= 4 * ceil_div(call.grad.pixels, kWarpgroupDepth);
+  plan.serves = call.boxes > 0 && 3 * int64_t{call.boxes} <= 4 * ceil_div(call.grad.pixels, kWarpgroupDepth);
   plan.wide = general.wide;
   const int64_t columns = plan.wide ? kWideColumns : kNarrowColumns;
   const int64_t tiles = call.grad.tiles();
@@ -353,6 +353,7 @@ BoxGradPlan plan_gradient_boxes(const ConvShape& s) {
 
 // How the kernels that read maps of a few channels take them (image_patch.cuh): in runs of so many coarse pixels.
 constexpr int kMostImageChannels = 8;
+constexpr size_t kMostSharedBytes = 99 << 10;  // of a block, on every device from sm_80 on
 constexpr int64_t kImageBlocks = 396;          // three of 4 warps on each of 132 SMs, which share the runs evenly
 
 ImagePatch plan_patch(const ConvShape& s, int run) {
