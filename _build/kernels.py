@@ -198,7 +198,7 @@ def only_sm90a(source: Path) -> bool:
 
 def emulated_commands(cxx: str) -> list[list[str]]:
     """Compiler calls that make the CUDA kernels run on the CPU (tests/emulator), shaped as :func:`cpu_commands`."""
-    flags = ["-std=c++17", "-O1", "-g1", "-fPIC", "-fvisibility=hidden", "-Wno-unknown-pragmas", SM90A]
+    flags = ["-std=c++17", "-O1", "-g1", "-fPIC", "-fvisibility=hidden", "-Wno-unknown-pragmas", "-Wno-psabi", SM90A]
     emulator = Path("tests/emulator")
     sources = [emulator / f"{name}.cpp" for name in ("emulator", "fiber", "tensor_core")]
     return [

@@ -44,9 +44,10 @@ from torch.optim import Adam
 from training_loops import BETAS, LEARNING_RATE, ExampleLoop, TunedLoop
 
 import dcgan_fast
-from dcgan_fast import dedup, functional, models, reference, unfuse
+from dcgan_fast import backends, dedup, functional, models, reference, unfuse
 
 ON_A_GPU = torch.cuda.is_available()
+COPIED = ("bfloat16", "tf32")  # of DTYPES: what the copy engine may serve
 DTYPES = {"bfloat16": torch.bfloat16, "tf32": torch.float32, "float32": torch.float32}
 Contender = Callable[[], object]
 
@@ -171,6 +172,20 @@ def graphed(contender: Contender, warm_ups: int = 3) -> Contender:
     return replay
 
 
+def by_copy_engine(contender: Contender) -> Contender:
+    """The same with the switch on, which is off until this has been measured (docs/gpu-notes.md)."""
+
+    def run() -> object:
+        before = backends.cuda.copy_engine
+        backends.cuda.copy_engine = True
+        try:
+            return contender()
+        finally:
+            backends.cuda.copy_engine = before
+
+    return run
+
+
 # --- what is measured ---
 
 
@@ -206,8 +221,11 @@ def layer_rows(timer: Timer, small: bool, net: str) -> Iterator[Row]:
                 run = partial(_forward if passes == "forward" else _both, layer)
                 calls = {
                     "ours": partial(run, ours, given),
+                    "ours, copy engine": by_copy_engine(partial(run, ours, given)),
                     "channels_last": partial(run, plain, given),
                 }
+                if name not in COPIED:
+                    del calls["ours, copy engine"]
                 contenders: dict[str, Contender] = {}
                 failed: dict[str, str] = {}
                 for who, call in calls.items():
@@ -298,6 +316,9 @@ def step_rows(timer: Timer, small: bool, without: list[str], net: str, batch: in
         autocast = autocast_to(name)
         makers: dict[str, Callable[[], Contender]] = {
             "ours": lambda a=autocast: graphed(Step(copies(fused=True), nhwc, a)),
+            "ours, copy engine": lambda a=autocast: graphed(
+                by_copy_engine(Step(copies(fused=True), nhwc, a))
+            ),
             "ours, eager": lambda a=autocast: Step(copies(fused=True), nhwc, a),
             "channels_last, graph": lambda a=autocast: graphed(Step(copies(fused=False), nhwc, a)),
             "channels_last, eager": lambda a=autocast: Step(copies(fused=False), nhwc, a),
@@ -311,6 +332,8 @@ def step_rows(timer: Timer, small: bool, without: list[str], net: str, batch: in
                 nhwc,
                 a,
             )
+        if name not in COPIED:
+            del makers["ours, copy engine"]
         if name == "float32":
             generator, discriminator = copy.deepcopy(tuple(map(unfuse, pair)))
             with_sigmoid = nn.Sequential(discriminator, nn.Sigmoid())
@@ -342,9 +365,13 @@ def step_rows(timer: Timer, small: bool, without: list[str], net: str, batch: in
 def kernel_rows(timer: Timer, small: bool, net: str, batch: int) -> Iterator[Row]:
     """What our step's time goes to: of each kernel, the launches in a step and their time together."""
     nets = Nets(net, SMALL_BATCH if small else batch, small)
-    for name in list(DTYPES)[: 1 if small else None]:
+    names = list(DTYPES)[: 1 if small else None]
+    for name, copied in [(name, how) for name in names for how in (False, True)]:
+        if copied and name not in COPIED:
+            continue
         allow_tf32(name)
-        step = graphed(Step(nets.copies(fused=True), nets.nhwc, autocast_to(name)))
+        whole = Step(nets.copies(fused=True), nets.nhwc, autocast_to(name))
+        step = graphed(by_copy_engine(whole) if copied else whole)
         steps = 1 if small else 10
         step()
         synchronize()
@@ -357,7 +384,8 @@ def kernel_rows(timer: Timer, small: bool, net: str, batch: int) -> Iterator[Row
             if event.device_type == torch.autograd.DeviceType.CUDA:
                 total.setdefault(kernel_name(event.name), []).append(event.time_range.elapsed_us())
         for kernel, times in sorted(total.items(), key=lambda item: -sum(item[1])):
-            case = {"net": net, "batch": str(batch), "dtype": name}
+            how = f"{name}, copy engine" if copied else name
+            case = {"net": net, "batch": str(batch), "dtype": how}
             case |= {"launches": f"{len(times) / steps:g}", "kernel": kernel}
             yield Row("kernels", case, milliseconds={"each step": sum(times) / 1e3 / steps})
 

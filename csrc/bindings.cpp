@@ -118,6 +118,8 @@ void define_switches(py::module_& m) {
   m.def("set_allow_tf32", [&cuda](int value) { cuda.allow_tf32 = value; });
   m.def("strict_on_tensor_cores", [&cuda] { return cuda.strict_on_tensor_cores.load(); });
   m.def("set_strict_on_tensor_cores", [&cuda](bool value) { cuda.strict_on_tensor_cores = value; });
+  m.def("copy_engine", [&cuda] { return cuda.copy_engine.load(); });
+  m.def("set_copy_engine", [&cuda](bool value) { cuda.copy_engine = value; });
 }
 
 // Without Python's lock: freeing gigabytes takes a while.

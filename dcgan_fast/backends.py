@@ -154,10 +154,10 @@ cpu = _Cpu()
 
 
 class _Cuda:
-    """The CUDA kernels: how they multiply float32. There is one, ``backends.cuda``.
+    """The CUDA kernels: how they multiply float32, and which may serve. There is one, ``backends.cuda``.
 
-    bfloat16 and float16 have no such choice: their products are exact in float32, which they are summed in. Both
-    settings hold for the whole process and count from the next call of an op.
+    bfloat16 and float16 have no choice of the first kind: their products are exact in float32, which they are summed
+    in. All settings hold for the whole process and count from the next call of an op.
     """
 
     __slots__ = ()
@@ -199,6 +199,26 @@ class _Cuda:
                 f"backends.cuda.strict_float32 must be 'tf32x3' or 'fma', got {value!r}"
             )
         _C.set_strict_on_tensor_cores(value == "tf32x3")
+
+    @property
+    def copy_engine(self) -> bool:
+        """Whether convolutions may have their operands copied by the GPU's copy engine (TMA).
+
+        False by default: these kernels are checked in emulation and by their machine code, and **no hardware has run
+        them yet**. They serve GPUs of compute capability 9.0, bfloat16 and float16 whose input channels are a multiple
+        of 64, tf32 whose are one of 32, and sides that the stride divides; the weight gradients of 16-bit layers whose
+        channels are a multiple of 8. Everything else is computed as without.
+
+        Raises:
+            TypeError: set to what is neither True nor False.
+        """
+        return _C.copy_engine()
+
+    @copy_engine.setter
+    def copy_engine(self, value: bool) -> None:
+        if not isinstance(value, bool):
+            raise TypeError(f"backends.cuda.copy_engine must be True or False, got {value!r}")
+        _C.set_copy_engine(value)
 
 
 cuda = _Cuda()

@@ -841,6 +841,17 @@ def test_results_are_right_when_switches_change_between_calls():
                 assert_right(maps, weight)
 
 
+def test_the_copy_engine_is_asked_for():
+    assert backends.cuda.copy_engine is False  # until hardware has confirmed its kernels
+    try:
+        backends.cuda.copy_engine = True
+        assert backends.cuda.copy_engine is True
+        with pytest.raises(TypeError, match="copy_engine must be True or False, got 1"):
+            backends.cuda.copy_engine = 1
+    finally:
+        backends.cuda.copy_engine = False
+
+
 def test_cuda_switches_say_how_float32_is_multiplied():
     cuda = backends.cuda
     try:

@@ -7,7 +7,7 @@ same kernels to PyTorch's manners: `.ci/gpu` runs both.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 import torch
@@ -117,6 +117,95 @@ def test_small_layers(op: str, layer: Sequence[int], dtype: torch.dtype) -> None
 @pytest.mark.parametrize("op", CONV_OPS)
 def test_dcgan_layers(op: str, layer: Sequence[int], dtype: torch.dtype) -> None:
     compare(op, layer, dtype, activation="tanh")
+
+
+@pytest.fixture
+def copy_engine() -> Iterator[None]:
+    """The switch is on, which is off by default."""
+    backends.cuda.copy_engine = True
+    yield
+    backends.cuda.copy_engine = False
+
+
+SMALL_BOX_LAYERS = [
+    (2, 64, 64, 8, 4, 2, 1),
+    (3, 64, 128, 14, 4, 2, 1),
+    (4, 128, 64, 6, 3, 1, 1),
+    (8, 64, 8, 4, 4, 1, 0),
+]
+BOX_LAYERS = [  # of the example's and the paper's nets, and their like
+    *((128, cin, 2 * cin, side, 4, 2, 1) for cin, side in ((64, 32), (128, 16), (256, 8))),
+    *((128, 2 * cout, cout, side, 4, 2, 1) for cout, side in ((64, 16), (128, 8), (256, 4))),
+    (128, 512, 1024, 8, 4, 2, 1),
+    (128, 1024, 512, 4, 4, 2, 1),
+    (32, 64, 128, 32, 4, 2, 1),
+    (7, 128, 64, 14, 5, 2, 2),
+    (16, 64, 192, 24, 3, 1, 1),
+]
+
+
+@pytest.mark.parametrize("dtype", DTYPES[1:])
+@pytest.mark.parametrize("layer", SMALL_BOX_LAYERS, ids=str)
+@pytest.mark.parametrize("op", CONV_OPS)
+def test_small_layers_by_the_copy_engine(
+    copy_engine: None, op: str, layer: Sequence[int], dtype: torch.dtype
+) -> None:
+    compare(op, layer, dtype, activation="tanh")
+
+
+@on_a_gpu
+@pytest.mark.parametrize("dtype", DTYPES[1:])
+@pytest.mark.parametrize("layer", [*DCGAN_LAYERS, *BOX_LAYERS], ids=str)
+@pytest.mark.parametrize("op", CONV_OPS)
+def test_layers_by_the_copy_engine(
+    copy_engine: None, op: str, layer: Sequence[int], dtype: torch.dtype
+) -> None:
+    compare(op, layer, dtype, activation="tanh")
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [*SMALL_BOX_LAYERS, *(pytest.param(layer, marks=on_a_gpu) for layer in BOX_LAYERS)],
+    ids=str,
+)
+@pytest.mark.parametrize("op", ["conv_act", "conv_transpose_act"])
+def test_tf32_by_the_copy_engine(copy_engine: None, op: str, layer: Sequence[int]) -> None:
+    """Operands are rounded, not cut, to tf32: the product is that of the nearest ones."""
+    x, weight, _ = layer_tensors(op, layer, torch.float32)
+    rounded = [
+        ((t.float().view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32).double().to(DEVICE)
+        for t in (x, weight)
+    ]
+    options = {"stride": layer[5], "padding": layer[6], "activation": "none"}
+    before = backends.cuda.allow_tf32
+    try:
+        backends.cuda.allow_tf32 = True
+        with torch.no_grad():
+            y = getattr(functional, op)(
+                *(t.float().to(DEVICE).to(memory_format=torch.channels_last) for t in (x, weight)),
+                **options,
+            )
+    finally:
+        backends.cuda.allow_tf32 = None
+        assert backends.cuda.allow_tf32 == before
+    exact = getattr(reference, op)(*rounded, **options)
+    assert relative_error(y.double(), exact) < 1e-5
+
+
+@on_a_gpu
+def test_the_copy_engine_serves_where_it_is_asked_to(copy_engine: None) -> None:
+    """Its kernels run, both ways, and give the same bits every time."""
+    if torch.cuda.get_device_capability() != (9, 0):
+        pytest.skip("has no such engine")
+    for op in ("conv_act", "conv_transpose_act"):
+        layer = (128, 128, 256, 16, 4, 2, 1)
+        tensors = layer_tensors(op, layer, torch.bfloat16)
+        first = run(functional, op, layer, tensors, torch.bfloat16, DEVICE)
+        with torch.profiler.profile() as profile:
+            again = run(functional, op, layer, tensors, torch.bfloat16, DEVICE)
+        assert sum("conv_boxes" in event.name for event in profile.events()) >= 2, op
+        for a, b in zip(first, again, strict=True):
+            assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize("how", ["tf32", "tf32x3", "fma"])
@@ -314,7 +403,12 @@ def test_a_slice_of_a_batch_may_begin_anywhere() -> None:
 
 
 @on_a_gpu
-def test_ops_run_on_the_current_stream_and_in_graphs() -> None:
+@pytest.mark.parametrize("copied", [False, True])
+def test_ops_run_on_the_current_stream_and_in_graphs(
+    request: pytest.FixtureRequest, copied: bool
+) -> None:
+    if copied:
+        request.getfixturevalue("copy_engine")
     layer = DCGAN_LAYERS[1]
     x, weight, rest = layer_tensors("conv_bn_act", layer, torch.bfloat16)
     x, weight = (t.cuda().bfloat16().to(memory_format=torch.channels_last) for t in (x, weight))

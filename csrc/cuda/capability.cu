@@ -2,6 +2,8 @@
 
 #include <cuda_runtime.h>
 
+#include "conv_box_map.h"
+
 namespace dcgan_fast::cuda {
 
 bool has_warpgroups() {
@@ -15,5 +17,7 @@ bool has_warpgroups() {
   return false;
 #endif
 }
+
+bool has_boxes() { return has_warpgroups() && has_box_maps(); }
 
 }  // namespace dcgan_fast::cuda

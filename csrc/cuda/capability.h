@@ -6,4 +6,7 @@ namespace dcgan_fast::cuda {
 // It multiplies by warpgroups (wgmma: sm_90), and this build has the code.
 bool has_warpgroups();
 
+// That, and tiles may be filled by the copy engine (TMA): the driver makes tensor maps.
+bool has_boxes();
+
 }  // namespace dcgan_fast::cuda

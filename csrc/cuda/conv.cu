@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "conv.h"
+#include "conv_boxes_launch.cuh"
 #include "conv_warpgroup.cuh"
 
 namespace dcgan_fast::cuda {
@@ -14,6 +15,11 @@ extern template struct ConvKernels<FmaStep>;
 #ifdef DCGAN_FAST_SM90A
 extern template struct WarpgroupKernels<__nv_bfloat16>;
 extern template struct WarpgroupKernels<__half>;
+extern template struct BoxKernels<__nv_bfloat16>;
+extern template struct BoxKernels<__half>;
+extern template struct BoxKernels<float>;
+extern template struct BoxGradKernels<__nv_bfloat16>;
+extern template struct BoxGradKernels<__half>;
 #endif
 
 namespace {
@@ -23,6 +29,8 @@ namespace {
 // depend on how many there are.
 constexpr int64_t kTargetBlocks = 264;
 int64_t target_blocks(bool warpgroups, bool wide) { return warpgroups && wide ? kTargetBlocks / 2 : kTargetBlocks; }
+// Tiles of 256 columns that keep an H200 as busy as twice as many of 128.
+[[maybe_unused]] constexpr int64_t kBlocksForWidest = 116;
 constexpr int64_t kLeastSteps = 8;  // of a part of the depth: below, putting sums aside costs more than it gains
 constexpr int64_t kMostIndex = INT32_MAX - 1024;  // a last tile counts on past what exists
 constexpr const char* kMisaligned = "maps and weights must be aligned to 16 bytes";
@@ -44,7 +52,9 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int element_bytes(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
 int chunk(DType dtype) { return kAccessBytes / element_bytes(dtype); }
 int stage_depth(DType dtype) { return kStageDepthBytes / element_bytes(dtype); }
-constexpr int kWarpgroupDepth = 64;  // of a stage of 16-bit elements
+[[maybe_unused]] constexpr int kWarpgroupLine = 128;  // bytes of K in a stage
+constexpr int kWarpgroupDepth = 64;                   // of 16-bit elements
+[[maybe_unused]] constexpr int64_t kLargeSharedBytes = 226 << 10;  // of one or two blocks, on devices of sm_90a
 
 bool aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % kAccessBytes == 0; }
 
@@ -127,6 +137,102 @@ ForwardPlan plan_forward(const ConvShape& s, Direction direction, int64_t groups
   return plan;
 }
 
+#ifdef DCGAN_FAST_SM90A
+// How a call is cut into tiles that the copy engine fills (conv_boxes.cuh).
+struct BoxPlan {
+  BoxLaunch call;
+  int columns;     // of a tile; 0: the shape is not for that
+  int64_t blocks;  // without the parts of the depth
+  size_t bytes;    // of the partial sums, and behind them of the packed weight, if it is packed
+  size_t packed_bytes;
+  int64_t pixels[5], pixel_box[5], weights[3], weight_box[3];  // of the tensor maps
+};
+
+// The box of lattice points with the fewest tiles, the longest lines first, whose lines and images it divides.
+void choose_box(BoxLaunch& call, int height, int width) {
+  int64_t fewest = INT64_MAX;
+  for (int points_x = std::min(width, kBoxRows); points_x > 0; points_x--) {
+    if (width % points_x) continue;
+    for (int points_y = std::min(height, kBoxRows / points_x); points_y > 0; points_y--) {
+      if (height % points_y) continue;
+      const int images = std::min(call.conv.group_images, kBoxRows / (points_x * points_y));
+      const int64_t tiles = int64_t{width / points_x} * (height / points_y) * ceil_div(call.conv.group_images, images);
+      if (tiles >= fewest) continue;
+      fewest = tiles;
+      call.images = images;
+      call.points_y = points_y;
+      call.points_x = points_x;
+    }
+  }
+  call.tiles_y = height / call.points_y;
+  call.tiles_x = width / call.points_x;
+  call.by_points = Divisor::of(call.points_y * call.points_x);
+  call.by_width = Divisor::of(call.points_x);
+  call.conv.tiles = static_cast<int>(fewest);
+}
+
+// A dense map's sizes, innermost first, where pixels that are a step apart are neighbours.
+void view_map(int64_t (&sizes)[5], const ConvGrid& grid, int64_t batch, int64_t step_y, int64_t step_x) {
+  const int64_t view[] = {step_x * grid.channels, grid.width / step_x, step_y, grid.height / step_y, batch};
+  std::copy_n(view, 5, sizes);
+}
+
+// Whether the stride divides the fine map: then all phases, or parts of a stride, are of one size. And the channels of a
+// stride can be counted.
+bool has_equal_phases(const ConvShape& s) {
+  return s.fine.height % s.stride[0] == 0 && s.fine.width % s.stride[1] == 0 &&
+         s.stride[1] * s.fine.channels <= kMostIndex;
+}
+
+// As many stages as fit: in all of an SM's memory where there is a block for it, else in half.
+int stages_of(int64_t columns, bool alone) {
+  const int64_t bytes = columns == 256              ? box_bytes<256>(1)
+                        : columns == kWideColumns ? box_bytes<kWideColumns>(1)
+                                                  : box_bytes<kNarrowColumns>(1);
+  return static_cast<int>((alone ? kLargeSharedBytes : kLargeSharedBytes / 2) / bytes);
+}
+
+BoxPlan plan_boxes(const ConvShape& s, Direction direction, int64_t groups) {
+  BoxPlan plan = {};
+  const bool up = direction == Direction::kUp, tf32 = s.dtype == DType::kFloat32;
+  if (!s.boxes || s.batch == 0 || is_strict(s)) return plan;
+  const ForwardPlan forward = plan_forward(s, direction, groups);
+  const int64_t depth = kWarpgroupLine / element_bytes(s.dtype);
+  if (forward.call.access != Access::kChunks || forward.call.in_channels % depth) return plan;
+  if (!has_equal_phases(s)) return plan;
+  BoxLaunch& call = plan.call;
+  call.conv = forward.call;
+  ConvLaunch& conv = call.conv;
+  choose_box(call, conv.most_points_y, conv.most_points_x);
+  const int64_t rows = static_cast<int64_t>(conv.group_images) * conv.most_points_y * conv.most_points_x;
+  if (3 * int64_t{conv.tiles} > 4 * ceil_div(rows, kBoxRows)) return plan;  // boxes waste too much
+  const auto blocks = [&](int64_t columns) {
+    return groups * conv.tiles * conv.phases() * ceil_div(conv.out_channels, columns);
+  };
+  const bool widest = !tf32 && 2 * blocks(256) == blocks(kWideColumns) && blocks(256) >= kBlocksForWidest;
+  plan.columns = widest ? 256 : forward.wide ? kWideColumns : kNarrowColumns;
+  plan.blocks = blocks(plan.columns);
+  conv.column_tiles = static_cast<int>(ceil_div(conv.out_channels, plan.columns));
+  const int64_t taps_y = ceil_div(s.kernel[0], conv.phases_y), taps_x = ceil_div(s.kernel[1], conv.phases_x);
+  const int64_t steps = taps_y * taps_x * (conv.in_channels / depth);
+  const int64_t wanted = widest ? 1 : target_blocks(true, forward.wide) / plan.blocks;
+  conv.splits = static_cast<int>(std::max<int64_t>(1, std::min(wanted, steps / kLeastSteps)));
+  if (conv.splits > 1) plan.bytes = sizeof(float) * plan.blocks * conv.splits * kBoxRows * plan.columns;
+  const bool packed = tf32 && up;
+  if (packed) plan.packed_bytes = sizeof(float) * s.fine.channels * taps(s) * s.coarse.channels;
+  call.stages = stages_of(plan.columns, widest || plan.blocks * conv.splits <= kTargetBlocks / 2);
+  view_map(plan.pixels, up ? s.coarse : s.fine, s.batch, up ? 1 : s.stride[0], up ? 1 : s.stride[1]);
+  const int64_t pixel_box[] = {depth, call.points_x, 1, call.points_y, call.images};
+  const int64_t weights[] = {packed ? s.coarse.channels : s.fine.channels, taps(s),
+                             packed ? s.fine.channels : s.coarse.channels};
+  const int64_t weight_box[] = {depth, 1, up && !packed ? depth : plan.columns};
+  std::copy_n(pixel_box, 5, plan.pixel_box);
+  std::copy_n(weights, 3, plan.weights);
+  std::copy_n(weight_box, 3, plan.weight_box);
+  return plan;
+}
+#endif
+
 // How a call is cut where a block makes its part of the output from a patch of the input (conv_thin.cuh).
 struct ThinPlan {
   ThinLaunch call;
@@ -202,6 +308,48 @@ WeightGradPlan plan_weight_grad(const ConvShape& s) {
     plan.bytes = sizeof(float) * static_cast<int64_t>(call.tiles()) * call.splits * kBlockRows * block_columns;
   return plan;
 }
+
+#ifdef DCGAN_FAST_SM90A
+// The same in stages that the copy engine fills (conv_boxes_weight_grad.cuh).
+struct BoxGradPlan {
+  BoxGradLaunch call;
+  bool serves, wide;
+  size_t bytes;
+  int64_t coarse[5], fine[5], box[5];  // of the tensor maps
+};
+
+// The largest power of two that divides n, or `most`.
+int largest_power(int n, int most) { return std::min(n & -n, most); }
+
+BoxGradPlan plan_gradient_boxes(const ConvShape& s) {
+  BoxGradPlan plan = {};
+  if (!s.boxes || !has_equal_phases(s)) return plan;
+  const WeightGradPlan general = plan_weight_grad(s);
+  if (!general.warpgroups) return plan;
+  BoxGradLaunch& call = plan.call;
+  call.grad = general.call;
+  call.points_x = largest_power(static_cast<int>(s.coarse.width), kWarpgroupDepth);
+  call.points_y = largest_power(static_cast<int>(s.coarse.height), kWarpgroupDepth / call.points_x);
+  call.images = kWarpgroupDepth / (call.points_x * call.points_y);
+  call.boxes_x = static_cast<int>(s.coarse.width / call.points_x);
+  call.boxes_y = static_cast<int>(s.coarse.height / call.points_y);
+  call.boxes = static_cast<int>(call.boxes_x * call.boxes_y * ceil_div(s.batch, call.images));
+  plan.serves = call.boxes > 0 && 3 * int64_t{call.boxes} <= 4 * ceil_div(call.grad.pixels, kWarpgroupDepth);
+  plan.wide = general.wide;
+  const int64_t columns = plan.wide ? kWideColumns : kNarrowColumns;
+  const int64_t tiles = call.grad.tiles();
+  const int64_t most = std::min<int64_t>(target_blocks(true, plan.wide) / tiles, call.boxes / kLeastSteps);
+  call.split_boxes = static_cast<int>(ceil_div(call.boxes, std::max<int64_t>(1, most)));
+  call.grad.splits = static_cast<int>(std::max<int64_t>(1, ceil_div(call.boxes, std::max(1, call.split_boxes))));
+  if (call.grad.splits > 1) plan.bytes = sizeof(float) * tiles * call.grad.splits * kBoxRows * columns;
+  call.stages = stages_of(columns, tiles * call.grad.splits <= kTargetBlocks / 2);
+  view_map(plan.coarse, s.coarse, s.batch, 1, 1);
+  view_map(plan.fine, s.fine, s.batch, s.stride[0], s.stride[1]);
+  const int64_t box[] = {kWarpgroupDepth, call.points_x, 1, call.points_y, call.images};
+  std::copy_n(box, 5, plan.box);
+  return plan;
+}
+#endif
 
 // How the kernels that read maps of a few channels take them (image_patch.cuh): in runs of so many coarse pixels.
 constexpr int kMostImageChannels = 8;
@@ -350,6 +498,10 @@ const char* conv_refusal(const ConvShape& shape) { return check_shape(shape); }
 
 size_t conv_workspace_bytes(const ConvShape& shape, Direction direction, int64_t stat_groups) {
   if (check_shape(shape) || stat_groups < 1) return kAccessBytes;
+#ifdef DCGAN_FAST_SM90A
+  if (const BoxPlan boxes = plan_boxes(canonical(shape), direction, stat_groups); boxes.columns)
+    return std::max<size_t>(kAccessBytes, boxes.bytes + boxes.packed_bytes);
+#endif
   return std::max<size_t>(kAccessBytes, plan_forward(canonical(shape), direction, stat_groups).bytes);
 }
 
@@ -357,6 +509,10 @@ size_t conv_weight_grad_workspace_bytes(const ConvShape& shape) {
   if (check_shape(shape)) return kAccessBytes;
   if (const ImageGradLaunch image = plan_image_weight_grad(canonical(shape)); image.tiles())
     return std::max<size_t>(kAccessBytes, partial_bytes(image));
+#ifdef DCGAN_FAST_SM90A
+  if (const BoxGradPlan boxes = plan_gradient_boxes(canonical(shape)); boxes.serves)
+    return std::max<size_t>(kAccessBytes, boxes.bytes);
+#endif
   return std::max<size_t>(kAccessBytes, plan_weight_grad(canonical(shape)).bytes);
 }
 
@@ -367,6 +523,10 @@ int64_t conv_tiles(const ConvShape& shape, Direction direction, int64_t stat_gro
     if (const ConvImageLaunch image = plan_image(canonical(shape), stat_groups, false); image.column_tiles)
       return static_cast<int64_t>(image.group_images) * image.patch.runs;
   }
+#ifdef DCGAN_FAST_SM90A
+  if (const BoxPlan boxes = plan_boxes(canonical(shape), direction, stat_groups); boxes.columns)
+    return boxes.call.conv.tiles * boxes.call.conv.phases();
+#endif
   const ForwardPlan plan = plan_forward(canonical(shape), direction, stat_groups);
   return plan.call.tiles * plan.call.phases();
 }
@@ -424,6 +584,29 @@ const char* launch_conv(const ConvForward& args, CUstream_st* stream) {
     }
   }
 #ifdef DCGAN_FAST_SM90A
+  if (BoxPlan boxes = plan_boxes(shape, args.direction, args.stat_groups); boxes.columns) {
+    if (boxes.bytes + boxes.packed_bytes && !args.workspace) return "'workspace' is null";
+    boxes.call.conv.input = call.input;
+    boxes.call.conv.weight = call.weight;
+    boxes.call.conv.partials = call.partials;
+    boxes.call.conv.finish = finish;
+    boxes.call.conv.finish.tiles = boxes.call.conv.tiles * boxes.call.conv.phases();
+    const void* weight = args.weight;
+    if (boxes.packed_bytes) {
+      float* const packed = reinterpret_cast<float*>(static_cast<char*>(args.workspace) + boxes.bytes);
+      const char* error = launch_pack_weights(static_cast<const float*>(args.weight), packed, shape.coarse.channels,
+                                              taps(shape), shape.fine.channels, stream);
+      if (error) return error;
+      weight = packed;
+    }
+    const char* error = make_box_map(boxes.call.pixels, args.input, shape.dtype, 5, boxes.pixels, boxes.pixel_box);
+    if (!error) error = make_box_map(boxes.call.weights, weight, shape.dtype, 3, boxes.weights, boxes.weight_box);
+    if (error) return error;
+    const auto run = [&](auto type) {
+      return BoxKernels<decltype(type)>::forward(boxes.call, args.direction, boxes.columns, boxes.blocks, stream);
+    };
+    return shape.dtype == DType::kFloat32 ? run(float()) : with_half(shape, run);
+  }
   if (plan.warpgroups) {
     return with_half(shape, [&](auto type) {
       return WarpgroupKernels<decltype(type)>::forward(call, args.direction, plan.wide, plan.blocks, stream);
@@ -460,6 +643,17 @@ const char* launch_conv_weight_grad(const ConvWeightGrad& args, CUstream_st* str
   call.finish.parameter_channels = call.finish.channels;
   call.finish.by_chunks = call.finish.channels % chunk(shape.dtype) == 0;
 #ifdef DCGAN_FAST_SM90A
+  if (BoxGradPlan boxes = plan_gradient_boxes(shape); boxes.serves) {
+    if (boxes.bytes && !args.workspace) return "'workspace' is null";
+    boxes.call.grad.partials = call.partials;
+    boxes.call.grad.finish = call.finish;
+    const char* error = make_box_map(boxes.call.coarse, args.coarse, shape.dtype, 5, boxes.coarse, boxes.box);
+    if (!error) error = make_box_map(boxes.call.fine, args.fine, shape.dtype, 5, boxes.fine, boxes.box);
+    if (error) return error;
+    return with_half(shape, [&](auto type) {
+      return BoxGradKernels<decltype(type)>::weight_grad(boxes.call, boxes.wide, stream);
+    });
+  }
   if (plan.warpgroups) {
     return with_half(shape, [&](auto type) {
       return WarpgroupKernels<decltype(type)>::weight_grad(call, plan.wide, stream);

@@ -141,9 +141,8 @@ struct ConvTile {
   __device__ int moments_tile(const ConvLaunch& launch) const { return tile * launch.phases() + phase; }
 };
 
-template <typename T, class Shape, bool kUp>
-__device__ void finish_conv(const Accumulators<Shape>& sums, const ConvLaunch& launch,
-                            const ConvTile<Shape, kUp>& tile) {
+template <typename T, class Shape, class Tile>
+__device__ void finish_conv(const Accumulators<Shape>& sums, const ConvLaunch& launch, const Tile& tile) {
   const int64_t width = launch.x.output, height = launch.y.output, channels = launch.out_channels;
   const auto line_of = [&](int row) {  // where the channels of a row's pixel begin
     const auto point = tile.point(launch, tile.first_row + row);
@@ -354,7 +353,7 @@ __global__ void __launch_bounds__(Shape::kThreads, kConvBlocks<Shape, Step::kStr
     put_aside(sums, launch.partials, blockIdx.x, out_channels - tile.first_column);  // parts of a tile are neighbours
   } else {
     // Found anew: kept, the tile's numbers would take the product's registers.
-    finish_conv<T, Shape, kUp>(sums, launch, ConvTile<Shape, kUp>(launch, ptx::unknown(blockIdx.x), 1));
+    finish_conv<T>(sums, launch, ConvTile<Shape, kUp>(launch, ptx::unknown(blockIdx.x), 1));
   }
 }
 
@@ -371,7 +370,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1) conv_finish_splits(const C
   Accumulators<Shape> sums;
   add_parts(sums, launch.partials, static_cast<int64_t>(blockIdx.x) * splits, splits,
             launch.out_channels - tile.first_column);
-  finish_conv<T, Shape, kUp>(sums, launch, tile);
+  finish_conv<T>(sums, launch, tile);
 }
 
 }  // namespace dcgan_fast::cuda

@@ -31,6 +31,7 @@ struct ConvShape {
   DType dtype;                               // of the maps and of the weight
   Precision precision;                       // where dtype is kFloat32
   bool warpgroups;                           // 16-bit products by wgmma: capability.h says where there are any
+  bool boxes;                                // and tiles by the copy engine, those of tf32 too: where has_boxes()
 };
 
 // What the gradient of a map is summed up to on its way out, where the map is act(batch_norm(x)). With dz the gradient

@@ -255,7 +255,8 @@ __device__ void finish(const Accumulators<Shape>& sums, const Finish& to, int64_
 template <typename T, class Shape, class LineOf>
 __device__ void finish_gradient_sums(const Finish& to, int64_t group, int64_t tile, int64_t first_column, int rows,
                                      const LineOf& line_of) {
-  constexpr int kChunk = 4, kLanes = Shape::kColumns / kChunk;  // more columns a thread would ask for more registers
+  // More columns a thread ask for more registers, which the widest tiles have: a row is a warp's at most.
+  constexpr int kChunk = Shape::kColumns > 4 * kWarpSize ? 8 : 4, kLanes = Shape::kColumns / kChunk;
   constexpr int kRowsApart = Shape::kThreads / kLanes;
   const GradSums& of = to.sums;
   const Staging<Shape> staging;

@@ -65,8 +65,8 @@ struct SharedTile {
   }
 };
 
-// The same in the one order that a warpgroup's products take from shared memory, for 16-bit elements: lines of 128
-// bytes, the chunks of eight permuted. A line has 64 elements of K, or of the extent, which then lies in blocks of 64.
+// The same in the one order that a warpgroup's products take from shared memory: lines of 128 bytes, the chunks of eight
+// permuted. A line runs along K, or has 64 elements of the extent, which then lies in blocks of 64: of 16 bits each.
 template <typename T_, int kExtent_, bool kAlongK_>
 struct WarpgroupTile {
   using T = T_;
@@ -76,7 +76,7 @@ struct WarpgroupTile {
   static constexpr int kChunk = kAccessBytes / sizeof(T), kChunksOfLine = kLineBytes / kAccessBytes;
   static constexpr int kChunks = (kAlongK ? kDepth : kExtent) / kChunk;
   static constexpr int kBytes = kExtent * kLineBytes;
-  static_assert(sizeof(T) == 2 && kExtent % 64 == 0);
+  static_assert((sizeof(T) == 2 || kAlongK) && kExtent % 64 == 0);
 
   unsigned char* data;
 
@@ -85,7 +85,7 @@ struct WarpgroupTile {
     return reinterpret_cast<T*>(data + (block * kLines + line) * kLineBytes + place * kAccessBytes);
   }
 
-  // What a product takes from extent i on, a multiple of 64, and how far it is from there to depth k, a multiple of 16.
+  // What a product takes from extent i on, a multiple of 64, and how far it is from there to depth k, some whole steps.
   __device__ ptx::SharedMatrix matrix(int i) const {
     return {data + (kAlongK ? i : i / 64 * kLines) * kLineBytes, kLines * kLineBytes};
   }
@@ -312,12 +312,12 @@ struct FmaStep : WarpStep<float> {
   }
 };
 
-// bfloat16 and float16 by products of four warps at once, which take both operands from shared memory and go on in the
-// background (sm_90a). A warp has 16 rows of its warpgroup's 64 and all columns.
+// bfloat16, float16 and tf32 by products of four warps at once, which take both operands from shared memory and go on in
+// the background (sm_90a). A warp has 16 rows of its warpgroup's 64 and all columns. Whoever fills the tiles rounds to tf32.
 template <typename T_>
 struct WarpgroupStep {
   using T = T_;
-  static constexpr int kDepth = 16;
+  static constexpr int kDepth = 32 / sizeof(T);
   static constexpr bool kStrict = false, kOfWarpgroups = true;
   template <int kExtent, bool kAlongK>
   using Tile = WarpgroupTile<T, kExtent, kAlongK>;

@@ -25,7 +25,8 @@ cuda::ConvShape shape_of(const Convolution& c, const Tensor& weight, at::IntArra
           {c.padding[0], c.padding[1]},
           cuda_dtype(c.op, weight.scalar_type()),
           float32_precision(),
-          cuda::has_warpgroups()};
+          cuda::has_warpgroups(),
+          cuda_switches().copy_engine && cuda::has_boxes()};
 }
 
 }  // namespace

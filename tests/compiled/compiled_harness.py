@@ -73,7 +73,7 @@ class Kernel:
         """The innermost loop around the first occurrence."""
         place = self.first(opcode)
         around = [(begin, end) for end, begin in self.back.items() if begin <= place <= end]
-        begin, end = max(around)
+        begin, end = min(around, key=lambda own: own[1] - own[0])
         return self.instructions[begin : end + 1]
 
     def having(self, pattern: str) -> set[str]:

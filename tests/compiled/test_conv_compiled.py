@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -209,6 +210,76 @@ def test_kernels_of_warpgroups(warpgroups: Kernels) -> None:
         assert sum(opcode.startswith("WARPGROUP.DEPBAR") for opcode in loop) == 1, loop
         assert len(loop) <= WARPGROUP_LOOPS[traits.kernel, traits.columns], (kernel.name, len(loop))
         assert not any(re.match(r"MUFU|LDG\b|STG", opcode) for opcode in loop), loop
+
+
+BOX_NAME = re.compile(
+    r"\d+conv_boxes(?P<splits>_finish_splits)?I.*?BlockShapeILi128ELi(?P<columns>\d+)E.*Lb(?P<up>\d)EEEv"
+)
+BOX_LOOP = 85  # instructions of the loop over stages, the wait for one among them
+
+
+@pytest.mark.parametrize("source", ["conv_boxes", "conv_boxes_tf32"])
+def test_kernels_that_the_copy_engine_feeds(tmp_path: Path, source: str) -> None:
+    """Four products a stage, those of the last one still going on; no copy by a thread; blocks on an SM."""
+    if "90a" not in architectures():
+        pytest.skip("this nvcc does not know sm_90a")
+    kernels = compile_kernels(KERNELS / f"{source}_sm90a.cu", "90a", tmp_path / "boxes")
+    tf32, found = source.endswith("tf32"), []
+    for kernel in kernels.values():
+        if tf32 and "conv_pack_weights" in kernel.name:
+            assert kernel.stack == 0 and kernel.registers <= 32, kernel.registers
+            continue
+        match = BOX_NAME.search(kernel.name)
+        assert match, kernel.name
+        columns, up = int(match["columns"]), int(match["up"])
+        found.append((bool(match["splits"]), columns, up))
+        assert kernel.stack == 0 and not kernel.having(r"LDL|STL|HMMA|LDGSTS|ATOM|RED\b"), (
+            kernel.name
+        )
+        if match["splits"]:
+            assert not kernel.having("HGMMA|UTMA"), kernel.name
+            continue
+        blocks = 1 if columns == 256 else 2
+        assert REGISTERS_OF_AN_SM // (-(-kernel.registers // 8) * 8 * 288) >= blocks, (
+            kernel.registers
+        )
+        assert kernel.count("UTMALDG.5D") == 1, kernel.name
+        assert kernel.count("UTMALDG.3D") == (columns // 64 if up and not tf32 else 1)
+        assert not kernel.having("VIMNMX3"), "which ptxas 13.0 has made of the wrong numbers"
+        (product,) = kernel.having("HGMMA")
+        shape = f"64x{columns}x8.F32.TF32" if tf32 else f"64x{columns}x16.F32"
+        assert product.startswith(f"HGMMA.{shape}"), product
+        loop = kernel.loop(product)
+        assert loop.count(product) == 4 and len(loop) <= BOX_LOOP, (kernel.name, len(loop))
+        assert sum(opcode.startswith("WARPGROUP.DEPBAR") for opcode in loop) == 1, loop
+        assert not any(re.match(r"MUFU|LDG\b|STG|BAR|LDS|STS", opcode) for opcode in loop), loop
+    widths = (64, 128) if tf32 else (64, 128, 256)
+    shapes = [(False, columns, up) for columns in widths for up in (0, 1)]
+    shapes += [(True, columns, up) for columns in (64, 128) for up in (0, 1)]
+    assert sorted(found) == sorted((1 if tf32 else 2) * shapes)  # bfloat16 and float16
+    assert len(kernels) == len(found) + tf32
+
+
+def test_gradients_that_the_copy_engine_feeds(tmp_path: Path) -> None:
+    """As above; boxes of 64 channels, two of the coarse map and one or two of the fine one."""
+    if "90a" not in architectures():
+        pytest.skip("this nvcc does not know sm_90a")
+    source = KERNELS / "conv_boxes_weight_grad_sm90a.cu"
+    kernels = list(compile_kernels(source, "90a", tmp_path / "gradients").values())
+    kernels = [kernel for kernel in kernels if "conv_weight_grad_sum" not in kernel.name]
+    assert len(kernels) == 4 and all("conv_boxes_weight_grad" in kernel.name for kernel in kernels)
+    for kernel in kernels:
+        columns = 128 if "ILi128ELi128E" in kernel.name else 64
+        assert kernel.stack == 0 and not kernel.having(r"LDL|STL|HMMA|LDGSTS|ATOM|RED\b"), (
+            kernel.name
+        )
+        assert REGISTERS_OF_AN_SM // (-(-kernel.registers // 8) * 8 * 288) >= 2, kernel.registers
+        assert kernel.count("UTMALDG.5D") == 2 + columns // 64, kernel.name
+        (product,) = kernel.having("HGMMA")
+        assert product.startswith(f"HGMMA.64x{columns}x16.F32"), product
+        loop = kernel.loop(product)
+        assert loop.count(product) == 4 and len(loop) <= BOX_LOOP, (kernel.name, len(loop))
+        assert sum(opcode.startswith("WARPGROUP.DEPBAR") for opcode in loop) == 1, loop
 
 
 @each

@@ -24,7 +24,8 @@ struct Request : emulator::Request {
             {integer("padding_y"), integer("padding_x")},
             dtype("dtype"),
             static_cast<Precision>(integer("precision")),
-            flag("warpgroups")};
+            flag("warpgroups"),
+            flag("boxes")};
   }
   Array array(int64_t elements, DType dtype) const { return Array(static_cast<size_t>(elements) * bytes_of(dtype)); }
   Array map(const ConvGrid& grid) const {
@@ -124,7 +125,8 @@ void counters(const Request&) {
   answer(nullptr);
   emulator::Counters& counted = emulator::counters();
   const uint64_t values[] = {counted.products,     counted.shared_loads,   counted.bank_conflicts,
-                             counted.copied_bytes, counted.copied_sectors, counted.blocks};
+                             counted.copied_bytes, counted.copied_sectors, counted.blocks,
+                             counted.boxes};
   std::cout.write(reinterpret_cast<const char*>(values), sizeof(values));
   counted = {};
 }

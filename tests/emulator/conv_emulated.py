@@ -27,6 +27,7 @@ class ConvCase:
     dtype: torch.dtype = torch.bfloat16
     precision: str = "tf32x3"
     warpgroups: bool = False
+    boxes: bool = False
     stat_groups: int = 1
     activation: str = "none"
     activation_below: str = "leaky_relu"  # of the batch norm whose gradient the output is
@@ -155,6 +156,7 @@ class EmulatedConv(Emulated):
             "param_dtype": DTYPES.index(case.param_dtype),
             "precision": PRECISIONS.index(case.precision),
             "warpgroups": case.warpgroups,
+            "boxes": case.boxes,
             "stat_groups": case.stat_groups,
             "schedule": SCHEDULES[schedule],
             "seed": seed,
@@ -255,5 +257,7 @@ class EmulatedConv(Emulated):
     def counters(self) -> dict[str, int]:
         """What the emulator counted since the last call."""
         self.call("counters", {"schedule": 0, "seed": 1}, [])
-        names = "products shared_loads bank_conflicts copied_bytes copied_sectors blocks".split()
+        names = (
+            "products shared_loads bank_conflicts copied_bytes copied_sectors blocks boxes".split()
+        )
         return dict(zip(names, self.receive(torch.int64, (len(names),)).tolist(), strict=True))

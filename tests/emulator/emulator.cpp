@@ -23,8 +23,12 @@ namespace {
 constexpr int kLanes = 32;
 constexpr unsigned kMostThreads = 1024;
 constexpr size_t kSharedBytes = 48 << 10;      // without asking for more, as on the device
-constexpr size_t kMostSharedBytes = 99 << 10;  // what every device from sm_80 on gives
+constexpr size_t kMostSharedBytes = 99 << 10;      // what every device from sm_80 on gives
+constexpr size_t kLargeSharedBytes = 227 << 10;    // what one with a copy engine gives
 constexpr int64_t kCrews = 3;
+constexpr unsigned kEngines = 3;  // fibers that copy in turn: to ThreadSanitizer, copies of one are ordered
+constexpr unsigned kRest = 16;    // switches between copies of the engine, on average
+constexpr int64_t kMostBytes = (1 << 20) - 1;  // that a barrier may wait for
 constexpr unsigned kRedraw = 512;  // switches between new warp priorities, on average
 
 struct Thread {
@@ -74,6 +78,22 @@ struct Barrier {
   int turn = 0;
 };
 
+// A barrier that lies in shared memory; its happens-before is kept as that of Barrier.
+struct SharedBarrier {
+  int count = 0, pending = 0;
+  int64_t bytes = 0;  // expected and not come
+  int phase = 0;
+  bool fenced = false;
+  int made_by = 0;
+  char order[2] = {};
+};
+
+// A copy that was issued and has not been done.
+struct Pending {
+  BoxCopy copy;
+  char issued = 0;  // happens-before
+};
+
 // Fibers outlive blocks and launches: to make one costs more than to run it, in ThreadSanitizer's care
 // above all. To ThreadSanitizer a fiber is one thread, which does not race with itself, so neighbouring
 // blocks run on different crews of fibers.
@@ -82,6 +102,11 @@ Fiber& fiber_of(int64_t block, int thread) {
   std::vector<std::unique_ptr<Fiber>>& crew = crews[block % kCrews];
   while (static_cast<int>(crew.size()) <= thread) crew.push_back(std::make_unique<Fiber>());
   return *crew[thread];
+}
+
+Fiber& engine_of(int64_t copy) {
+  static Fiber engines[kEngines];
+  return engines[copy % kEngines];
 }
 
 class Block {
@@ -112,7 +137,14 @@ class Block {
   void check_shared(const char* name, const void* from, size_t bytes, Site site);
   bool starts_at_once(const Copy& copy, Site site);
   bool starts_at_once(const Product& product, Site site);
+  void init_barrier(uint64_t* barrier, int count, Site site);
+  void fence_barriers();
+  void arrive(const uint64_t* barrier, int bytes, Site site);
+  void wait_for(const uint64_t* barrier, int parity, Site site);
+  void check_box(const BoxCopy& copy, const void* map, int rank, Site site);
+  void issue(const BoxCopy& copy);
   void thread_main();
+  void engine_main();
 
   Index grid, size, index{};
   const std::function<void()>& body;
@@ -128,6 +160,12 @@ class Block {
 
   void renew_shared_memory();
   void count_sectors();
+  static void count_sectors(const BoxCopy& copy);
+  bool turn_of_engine();
+  void run_engine();
+  void check_end();
+  SharedBarrier& barrier_at(const char* name, const uint64_t* barrier, Site site);
+  void try_phase(const uint64_t* address, SharedBarrier& barrier);
   int pick();
   int pick_lane(uint32_t ready);
   void wait(const char* what, Site site);
@@ -144,6 +182,10 @@ class Block {
   std::unique_ptr<Thread[]> threads_;
   std::vector<Warp> warps_;
   Barrier barrier_;
+  std::map<const uint64_t*, SharedBarrier> shared_barriers_;
+  std::deque<std::unique_ptr<Pending>> copies_;
+  std::unique_ptr<Pending> copied_;  // by the engine, now
+  int64_t copies_done_ = 0;
   std::string error_;
   // Happens-before: what precedes the launch, the threads, what follows it. Blocks stay unordered.
   char launched_ = 0, done_ = 0;
@@ -239,8 +281,17 @@ void Block::run(Index block_index) {
     thread.fiber = &fiber_of(counters().blocks, i);
     thread.fiber->start([] { running->thread_main(); });
   }
+  {
+    const Unwatched unwatched;
+    shared_barriers_.clear();
+    copies_.clear();
+  }
   running = this;
   while (error_.empty() && finished_ < count_) {
+    if (turn_of_engine()) {
+      run_engine();
+      continue;
+    }
     const int next = pick();
     if (next < 0) {
       error_ = deadlock();
@@ -251,6 +302,7 @@ void Block::run(Index block_index) {
     counters().switches++;
     current->fiber->enter();
   }
+  if (error_.empty()) check_end();
   running = nullptr;
   if (!error_.empty()) {
     throw Error(error_ + " [block " + std::to_string(index.x) + "," + std::to_string(index.y) + "," +
@@ -390,6 +442,157 @@ void Block::gather(const char* name, uint32_t mask, uint64_t value, uint64_t (&v
       static_cast<uint64_t*>(thread(own, to).operands)[from] = mask >> from & 1 ? thread(own, from).value : 0;
     }
   }
+}
+
+bool Block::turn_of_engine() {
+  if (copies_.empty()) return false;
+  const bool rests = std::all_of(warps_.begin(), warps_.end(), [](const Warp& warp) { return !warp.ready; });
+  return rests || (settings.schedule != Schedule::kInOrder && random_() % kRest == 0);
+}
+
+// One of the copies, on a fiber of its own.
+void Block::run_engine() {
+  const Unwatched unwatched;
+  const size_t chosen = settings.schedule == Schedule::kInOrder ? 0 : random_() % copies_.size();
+  copied_ = std::move(copies_[chosen]);
+  copies_.erase(copies_.begin() + static_cast<std::ptrdiff_t>(chosen));
+  count_sectors(copied_->copy);
+  Fiber& engine = engine_of(copies_done_++);
+  engine.start([] { running->engine_main(); });
+  engine.enter();
+  const uint64_t* const address = copied_->copy.barrier;
+  SharedBarrier& barrier = shared_barriers_.at(address);
+  barrier.bytes -= copied_->copy.map.box_bytes();
+  if (-barrier.bytes > kMostBytes) error_ = "mbarrier: more bytes than it can count";
+  try_phase(address, barrier);
+}
+
+void Block::engine_main() {
+  Fiber* own = &engine_of(copies_done_ - 1);
+  own->entered();
+  acquire(&copied_->issued);
+  const BoxCopy copy = copied_->copy;
+  copy.perform(copy);
+  SharedBarrier& barrier = shared_barriers_.at(copied_->copy.barrier);
+  release(&barrier.order[barrier.phase & 1]);
+  own->leave(true);
+  std::abort();
+}
+
+void Block::count_sectors(const BoxCopy& copy) {
+  counters().boxes++;
+  const TensorMap& map = copy.map;
+  const int64_t first = std::max<int64_t>(0, -int64_t{copy.at[0]});
+  const int64_t last = std::min<int64_t>(map.box[0], int64_t{map.sizes[0]} - copy.at[0]);
+  uint16_t in_box[TensorMap::kMostRank] = {};
+  const int lines = map.box_bytes() / (map.box[0] * map.element_bytes);
+  for (int line = 0; line < lines; line++) {
+    bool inside = first < last;
+    int64_t from = copy.at[0];
+    from = from * map.element_bytes + static_cast<int64_t>(reinterpret_cast<uintptr_t>(map.start));
+    for (int d = 1; d < map.rank; d++) {
+      const int64_t at = int64_t{copy.at[d]} + in_box[d];
+      inside = inside && at >= 0 && at < map.sizes[d];
+      from += at * static_cast<int64_t>(map.pitches[d]);
+    }
+    if (inside) {
+      counters().copied_bytes += (last - first) * map.element_bytes;
+      counters().copied_sectors += (from + last * map.element_bytes - 1) / 32 - (from + first * map.element_bytes) / 32 + 1;
+    }
+    for (int d = 1; d < map.rank && ++in_box[d] == map.box[d]; d++) in_box[d] = 0;
+  }
+}
+
+// What a block must not leave behind, or take.
+void Block::check_end() {
+  if (!copies_.empty()) error_ = "the block ended before copies that nobody waited for";
+  for (const auto& [address, barrier] : shared_barriers_) {
+    if (barrier.bytes) error_ = "an mbarrier is left with bytes that were not expected, or did not come";
+  }
+  if (shared_bytes_ > kMostSharedBytes && shared_barriers_.empty())
+    error_ = "more shared memory than every device has, and nothing that only larger ones do";
+}
+
+SharedBarrier& Block::barrier_at(const char* name, const uint64_t* barrier, Site site) {
+  const auto found = shared_barriers_.find(barrier);
+  const std::string call = std::string(name) + " at " + name_of(site);
+  if (found == shared_barriers_.end()) fail(call + ": there is no barrier at this address");
+  if (*barrier != kBarrierMark) fail(call + ": something else was written where the barrier is");
+  return found->second;
+}
+
+void Block::init_barrier(uint64_t* barrier, int count, Site site) {
+  const Unwatched unwatched;
+  check_shared("mbarrier.init", barrier, sizeof(uint64_t), site);
+  if (count < 1 || shared_barriers_.count(barrier)) fail("mbarrier.init at " + name_of(site) + ": of no thread, or again");
+  SharedBarrier& own = shared_barriers_[barrier];
+  own.count = own.pending = count;
+  own.made_by = current->linear;
+}
+
+void Block::fence_barriers() {
+  const Unwatched unwatched;
+  for (auto& [address, barrier] : shared_barriers_) barrier.fenced |= barrier.made_by == current->linear;
+}
+
+void Block::try_phase(const uint64_t* address, SharedBarrier& barrier) {
+  if (barrier.pending || barrier.bytes) return;
+  barrier.phase++;
+  barrier.pending = barrier.count;
+  for (int i = 0; i < count_; i++) {
+    if (threads_[i].operands != address) continue;
+    threads_[i].operands = nullptr;
+    wake(warps_[i / kLanes], 1u << i % kLanes);
+  }
+}
+
+void Block::arrive(const uint64_t* address, int bytes, Site site) {
+  SharedBarrier* barrier;
+  {
+    const Unwatched unwatched;
+    barrier = &barrier_at("mbarrier.arrive", address, site);
+    if (!barrier->pending) fail("mbarrier.arrive at " + name_of(site) + ": more arrivals than the barrier counts");
+  }
+  release(&barrier->order[barrier->phase & 1]);
+  const Unwatched unwatched;
+  barrier->pending--;
+  barrier->bytes += bytes;
+  if (barrier->bytes > kMostBytes) fail("mbarrier.arrive at " + name_of(site) + ": more bytes than it can count");
+  try_phase(address, *barrier);
+}
+
+void Block::wait_for(const uint64_t* address, int parity, Site site) {
+  SharedBarrier* barrier;
+  {
+    const Unwatched unwatched;
+    barrier = &barrier_at("mbarrier.try_wait", address, site);
+    while ((barrier->phase & 1) == parity) {
+      current->operands = const_cast<uint64_t*>(address);
+      wait("mbarrier.try_wait", site);
+    }
+  }
+  acquire(&barrier->order[parity]);
+}
+
+void Block::check_box(const BoxCopy& copy, const void* map, int rank, Site site) {
+  const Unwatched unwatched;
+  const std::string call = "cp.async.bulk.tensor at " + name_of(site);
+  if (copy.map.magic != TensorMap::kMagic || copy.map.rank != rank) fail(call + ": no tensor map of this rank");
+  if (reinterpret_cast<uintptr_t>(map) % 64) fail(call + ": the tensor map is not aligned to 64");
+  if ((copy.to - shared) % 1024) fail(call + ": the box is not aligned to 1024, whose lines are permuted");
+  check_shared("cp.async.bulk.tensor", copy.to, 1, site);
+  check_shared("cp.async.bulk.tensor", copy.to + copy.map.box_bytes() - 1, 1, site);
+  if (!barrier_at("cp.async.bulk.tensor", copy.barrier, site).fenced) fail(call + ": a barrier that was not fenced");
+}
+
+void Block::issue(const BoxCopy& copy) {
+  Pending* pending;
+  {
+    const Unwatched unwatched;
+    copies_.push_back(std::make_unique<Pending>(Pending{copy}));
+    pending = copies_.back().get();
+  }
+  release(&pending->issued);
 }
 
 void Block::may_switch() {
@@ -588,10 +791,17 @@ bool next_product(int latest, Product& product) {
 
 void fence_shared() { running->current->unfenced = false; }
 
+void init_barrier(uint64_t* barrier, int count, Site site) { running->init_barrier(barrier, count, site); }
+void fence_barriers() { running->fence_barriers(); }
+void arrive(const uint64_t* barrier, int bytes, Site site) { running->arrive(barrier, bytes, site); }
+void wait_for(const uint64_t* barrier, int parity, Site site) { running->wait_for(barrier, parity, site); }
+void check_box(const BoxCopy& copy, const void* map, int rank, Site site) { running->check_box(copy, map, rank, site); }
+void issue(const BoxCopy& copy) { running->issue(copy); }
+
 int warp_of_warpgroup() { return running->current->linear / kLanes % 4; }
 
 bool allow_shared_memory(const void* kernel, size_t bytes) {
-  if (bytes > kMostSharedBytes) return false;
+  if (bytes > kLargeSharedBytes) return false;
   settings.shared_bytes[kernel] = bytes;
   return true;
 }

@@ -29,7 +29,8 @@ struct Counters {
   uint64_t launches = 0, blocks = 0, threads = 0, switches = 0;
   uint64_t products = 0;                             // mma of a warp, a warp's part of wgmma
   uint64_t shared_loads = 0, bank_conflicts = 0;     // ldmatrix and load_shared of a warp; passes more than they need
-  uint64_t copied_bytes = 0, copied_sectors = 0;     // cp.async: bytes of global memory, and 32-byte sectors they lie in
+  uint64_t boxes = 0;                                // copies of the engine
+  uint64_t copied_bytes = 0, copied_sectors = 0;     // background copies: bytes of global memory, 32-byte sectors they lie in
 };
 Counters& counters();
 
@@ -75,7 +76,8 @@ void gather(const char* name, uint32_t mask, uint64_t value, uint64_t (&values)[
 // may be out of date by then.
 void before_atomic();
 
-// Lets `kernel` have more shared memory than the 48 KB that need no leave. False: more than any device has.
+// Lets `kernel` have more shared memory than the 48 KB that need no leave. False: more than any device has. More than all
+// have is for kernels with the instructions of those that do.
 bool allow_shared_memory(const void* kernel, size_t bytes);
 
 // Runs a kernel, `body` once for each thread. False: the device would refuse the configuration.
@@ -122,8 +124,45 @@ void close_products();
 bool next_product(int latest, Product& product);
 void fence_shared();  // between a thread's copies and the products that read them
 int warp_of_warpgroup();
-float value_of(Operand operand, uint16_t bits);
+float value_of(Operand operand, uint32_t bits);
 float cut(double value);
+
+// Barriers in shared memory (mbarrier) and the copy engine (csrc/cuda/ptx.cuh). A phase of a barrier ends when all arrivals
+// and all bytes that it was told to expect have come. A copy of the engine happens at any time between its issue and
+// the end of the phase that counts it, on a fiber of its own: nothing orders it but its issue and that end.
+void init_barrier(uint64_t* barrier, int count, Site site);
+void fence_barriers();  // between the initialisation of a thread's barriers and the copies that they count
+void arrive(const uint64_t* barrier, int bytes, Site site);
+void wait_for(const uint64_t* barrier, int parity, Site site);
+
+// What lies in a CUtensorMap (include/cuda.h), whose numbers are those of cuTensorMapEncodeTiled().
+struct TensorMap {
+  static constexpr uint32_t kMagic = 0x7e45041a;
+  static constexpr int kMostRank = 5;
+  uint32_t magic;
+  uint8_t rank, element_bytes;
+  bool rounds;  // to tf32
+  const unsigned char* start;
+  uint32_t sizes[kMostRank];
+  uint16_t box[kMostRank];
+  uint64_t pitches[kMostRank];  // in bytes, that of an element first
+
+  int box_bytes() const {
+    int bytes = element_bytes;
+    for (int i = 0; i < rank; i++) bytes *= box[i];
+    return bytes;
+  }
+};
+
+struct BoxCopy {
+  unsigned char* to;
+  TensorMap map;
+  int at[TensorMap::kMostRank];
+  const uint64_t* barrier;
+  void (*perform)(const BoxCopy&);
+};
+void check_box(const BoxCopy& copy, const void* map, int rank, Site site);
+void issue(const BoxCopy& copy);
 
 // What follows reads and writes a kernel's memory: here, so that the sanitizers see whose access it is. Words are
 // volatile, for g++ instruments no small memcpy that it expands.
@@ -151,32 +190,103 @@ inline void finish_copies(int latest) {
 }
 
 // Element (i of the extent, k) of an operand: the address of hardware, whose bits 4 to 6 are permuted by bits 7 to 9.
-inline uint16_t element_of(const SharedOperand& operand, int i, int k) {
-  const int place = operand.across ? i / 64 * operand.blocks_apart + k * 128 + i % 64 * 2 : i * 128 + k * 2;
+template <typename Bits>
+Bits element_of(const SharedOperand& operand, int i, int k) {
+  constexpr int kBytes = sizeof(Bits);
+  const int place = operand.across ? i / 64 * operand.blocks_apart + k * 128 + i % 64 * kBytes : i * 128 + k * kBytes;
   uintptr_t address = reinterpret_cast<uintptr_t>(operand.start) + place;
   address ^= (address >> 7 & 7) << 4;
-  return *reinterpret_cast<const volatile uint16_t*>(address);
+  return *reinterpret_cast<const volatile Bits*>(address);
 }
 
 // A lane's part: two rows of A, two columns of each fragment of B.
-inline void perform(const Product& product) {
-  constexpr int kDepth = 16;
+template <typename Bits>
+void perform_as(const Product& product) {
+  constexpr int kDepth = 32 / sizeof(Bits);
   const int row = warp_of_warpgroup() * 16 + lane() / 4;
   float a[2][kDepth];
   for (int half = 0; half < 2; half++) {
-    for (int k = 0; k < kDepth; k++) a[half][k] = value_of(product.operand, element_of(product.a, row + 8 * half, k));
+    for (int k = 0; k < kDepth; k++) a[half][k] = value_of(product.operand, element_of<Bits>(product.a, row + 8 * half, k));
   }
   for (int j = 0; j < product.fragments; j++) {
     for (int e = 0; e < 2; e++) {
       double sums[2] = {product.d[j][e], product.d[j][2 + e]};
       for (int k = 0; k < kDepth; k++) {
-        const double b = value_of(product.operand, element_of(product.b, 8 * j + lane() % 4 * 2 + e, k));
+        const double b = value_of(product.operand, element_of<Bits>(product.b, 8 * j + lane() % 4 * 2 + e, k));
         for (int half = 0; half < 2; half++) sums[half] += a[half][k] * b;
       }
       product.d[j][e] = cut(sums[0]);
       product.d[j][2 + e] = cut(sums[1]);
     }
   }
+}
+
+constexpr uint64_t kBarrierMark = 0x6d62617272696572;  // what lies in the memory of a barrier
+
+// Those who use a barrier touch its memory: a race with its initialisation is one.
+inline void make_barrier(uint64_t* barrier, int count, Site site) {
+  init_barrier(barrier, count, site);
+  *static_cast<volatile uint64_t*>(barrier) = kBarrierMark;
+}
+inline void arrive_at(const uint64_t* barrier, int bytes, Site site) {
+  (void)*static_cast<const volatile uint64_t*>(barrier);
+  arrive(barrier, bytes, site);
+}
+inline void wait_at(const uint64_t* barrier, int parity, Site site) {
+  (void)*static_cast<const volatile uint64_t*>(barrier);
+  wait_for(barrier, parity, site);
+}
+
+// Of 128 bytes the lines of a box, and their chunks permuted as a product reads them; zeros outside of the tensor.
+inline void perform(const BoxCopy& copy) {
+  const TensorMap& map = copy.map;
+  uint16_t in_box[TensorMap::kMostRank] = {};
+  const int lines = map.box_bytes() / (map.box[0] * map.element_bytes);
+  for (int line = 0; line < lines; line++) {
+    bool inside = true;
+    const unsigned char* from = map.start;
+    for (int d = 1; d < map.rank; d++) {
+      const int64_t at = int64_t{copy.at[d]} + in_box[d];
+      inside = inside && at >= 0 && at < map.sizes[d];
+      from += at * static_cast<int64_t>(map.pitches[d]);
+    }
+    for (int i = 0; i < map.box[0]; i++) {
+      const int64_t at = int64_t{copy.at[0]} + i;
+      const bool exists = inside && at >= 0 && at < map.sizes[0];
+      uintptr_t to = reinterpret_cast<uintptr_t>(copy.to) + (line * map.box[0] + i) * map.element_bytes;
+      to ^= (to >> 7 & 7) << 4;
+      const unsigned char* element = from + at * map.element_bytes;
+      if (map.element_bytes == 2) {
+        *reinterpret_cast<volatile uint16_t*>(to) =
+            exists ? *reinterpret_cast<const volatile uint16_t*>(element) : uint16_t{0};
+      } else {
+        uint32_t bits = exists ? *reinterpret_cast<const volatile uint32_t*>(element) : 0u;
+        if (map.rounds) {
+          float value;
+          __builtin_memcpy(&value, &bits, sizeof(value));
+          bits = to_tf32(value);
+        }
+        *reinterpret_cast<volatile uint32_t*>(to) = bits;
+      }
+    }
+    for (int d = 1; d < map.rank && ++in_box[d] == map.box[d]; d++) in_box[d] = 0;
+  }
+}
+
+inline void copy_box(void* to, const void* map, const int* at, int rank, const uint64_t* barrier, Site site) {
+  BoxCopy copy = {};
+  copy.to = static_cast<unsigned char*>(to);
+  for (int d = 0; d < rank; d++) copy.at[d] = at[d];
+  copy.barrier = barrier;
+  copy.perform = [](const BoxCopy& own) { perform(own); };
+  copy.map = *static_cast<const TensorMap*>(map);
+  check_box(copy, map, rank, site);
+  for (int i = 0; i < copy.map.box_bytes() / 4; i++) static_cast<volatile uint32_t*>(to)[i] = ~0u;  // NaNs until then
+  issue(copy);
+}
+
+inline void perform(const Product& product) {
+  product.operand == Operand::kTf32 ? perform_as<uint32_t>(product) : perform_as<uint16_t>(product);
 }
 
 inline void multiply_later(const Product& product, Site site) {

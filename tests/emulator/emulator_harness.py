@@ -25,6 +25,7 @@ COMMON_FLAGS = [
     "-Wall",
     "-Wextra",
     "-Wno-unknown-pragmas",
+    "-Wno-psabi",
     "-DDCGAN_FAST_SM90A",
 ]
 SCHEDULER = ["emulator.cpp", "fiber.cpp", "tensor_core.cpp"]

@@ -47,7 +47,7 @@ float cut(double value) {
   return result;
 }
 
-float value_of(Operand operand, uint16_t bits) { return element(operand, bits, 0); }
+float value_of(Operand operand, uint32_t bits) { return element(operand, bits, 0); }
 
 void multiply(Fragments* const (&lanes)[32]) {
   const Operand operand = lanes[0]->operand;

@@ -65,6 +65,36 @@ WARPGROUP_CASES = [
     ConvCase(1, (64, 4, 4), 192, warpgroups=True),  # few tiles: the depth is split
     ConvCase(8, (72, 8, 8), 8, warpgroups=True),  # that of the weight gradient
 ]
+# Their tiles are filled by the copy engine: both directions, or one of them.
+BOX_CASES = [
+    ConvCase(4, (64, 16, 16), 128, stat_groups=2, warpgroups=True, boxes=True),
+    ConvCase(3, (128, 14, 14), 64, warpgroups=True, boxes=True),  # images of a box, rows to spare
+    ConvCase(
+        2, (64, 6, 12), 192, (5, 3), (3, 2), (2, 0), warpgroups=True, boxes=True
+    ),  # few tiles: the depth is split
+    ConvCase(
+        1, (64, 2, 256), 64, (3, 3), (1, 1), warpgroups=True, boxes=True
+    ),  # lines longer than a box
+    ConvCase(
+        2, (72, 8, 8), 64, (2, 2), (4, 4), (0, 0), warpgroups=True, boxes=True
+    ),  # up; pixels no tap meets
+    ConvCase(8, (64, 4, 4), 8, stride=(1, 1), padding=(0, 0), warpgroups=True, boxes=True),  # down
+    ConvCase(
+        4, (64, 16, 16), 8, (1, 1), (1, 1), (0, 0), warpgroups=True, boxes=True
+    ),  # the weight gradient's pixels are split
+]
+TF32_BOX_CASES = [
+    ConvCase(
+        3, (96, 8, 4), 32, dtype=f32, precision="tf32", warpgroups=True, boxes=True
+    ),  # half of a 16-bit stage
+    ConvCase(
+        *(2, (40, 6, 6), 160, (3, 3), (1, 1)),
+        dtype=f32,
+        precision="tf32",
+        warpgroups=True,
+        boxes=True,
+    ),  # up
+]
 SMALL_CASES = [case for case in CASES if case.batch * case.fine[0] <= 200]
 
 
@@ -183,6 +213,71 @@ def test_values_of_warpgroups(emulated: EmulatedConv, case: ConvCase, dtype: tor
     assert_right(case, inputs, emulated.all(case, inputs))
 
 
+@pytest.mark.parametrize("dtype", [bf16, f16, f32])
+@pytest.mark.parametrize("case", [*BOX_CASES, *TF32_BOX_CASES], ids=str)
+def test_values_of_boxes(emulated: EmulatedConv, case: ConvCase, dtype: torch.dtype) -> None:
+    case = dataclasses.replace(case, dtype=dtype, precision="tf32")
+    inputs = case.inputs()
+    assert_right(case, inputs, emulated.all(case, inputs))
+
+
+def test_the_copy_engine_serves(emulated: EmulatedConv) -> None:
+    """Where channels are whole stages, all is of one size and boxes fill most of a tile's rows; in whole sectors."""
+
+    def boxes(direction: str, *args: object, **options: object) -> int:
+        case = ConvCase(*args, warpgroups=True, boxes=True, **options)  # type: ignore[arg-type]
+        inputs = case.inputs()
+        emulated.counters()
+        if direction == "gradient":
+            emulated.weight_grad(case, inputs)
+        else:
+            emulated.forward(case, direction, inputs)
+        counted = emulated.counters()
+        if counted["boxes"] and case.fine[0] % 16 == 0:
+            assert counted["copied_bytes"] == 32 * counted["copied_sectors"] > 0, counted
+        return counted["boxes"]
+
+    for direction in ("down", "up"):
+        for layer in ((2, (64, 8, 8), 64), (2, (128, 6, 6), 64, (3, 3), (1, 1))):
+            assert boxes(direction, *layer) > 0
+        assert boxes(direction, 2, (72, 8, 8), 72) == 0
+        assert boxes(direction, 2, (64, 9, 8), 64, (3, 3), padding=(1, 1)) == 0  # unequal phases
+        assert boxes(direction, 1, (64, 1, 67), 64, (1, 1), (1, 1), (0, 0)) > 0
+        assert boxes(direction, 5, (64, 1, 67), 64, (1, 1), (1, 1), (0, 0)) == 0  # half of the rows
+        for precision, served in (("tf32", True), ("tf32x3", False), ("fma", False)):
+            layer = (2, (32, 8, 8), 32)
+            assert (boxes(direction, *layer, dtype=f32, precision=precision) > 0) == served
+    for layer in ((2, (64, 8, 8), 64), (1, (40, 16, 32), 8), (60, (64, 7, 7), 64, (3, 3), (1, 1))):
+        assert boxes("gradient", *layer) > 0
+    assert boxes("gradient", 2, (64, 8, 8), 64, dtype=f32, precision="tf32") == 0
+    assert boxes("gradient", 30, (64, 7, 7), 64, (3, 3), (1, 1)) == 0  # half of the pixels
+    assert boxes("up", 2, (72, 8, 8), 64) > 0 == boxes("down", 2, (72, 8, 8), 64)
+
+
+@pytest.mark.parametrize("direction", ["down", "up"])
+def test_the_widest_boxes(emulated: EmulatedConv, direction: str) -> None:
+    """Tiles of 256 columns, where there are enough of them."""
+    case = (
+        ConvCase(58, (64, 16, 16), 256, (1, 1), (1, 1), (0, 0), warpgroups=True, boxes=True)
+        if direction == "down"
+        else ConvCase(58, (256, 16, 16), 64, (2, 2), (2, 2), (0, 0), warpgroups=True, boxes=True)
+    )
+    inputs = case.inputs()
+    emulated.counters()
+    output, moments = emulated.forward(case, direction, inputs, statistics=True)
+    counted = emulated.counters()
+    assert counted["blocks"] == moments.counts.numel() == 116, counted
+    assert counted["boxes"] > 0, counted
+    maps = inputs["fine" if direction == "down" else "coarse"]
+    exact = case.convolve(direction, maps.double(), inputs["weight"].double())
+    theirs = case.convolve(direction, maps.float(), inputs["weight"].float()).to(case.dtype)
+    assert_as_accurate([output], [theirs], [exact], floor=2.0)
+    assert_moments(case, output, moments)
+    gradient, sums = emulated.gradient_sums(case, direction, inputs)
+    assert torch.equal(gradient, output)
+    assert_sums(case, direction, inputs, gradient, sums)
+
+
 @pytest.mark.parametrize("activation", ["none", "relu", "leaky_relu", "tanh", "sigmoid"])
 @pytest.mark.parametrize("param_dtype", [f32, bf16])
 @pytest.mark.parametrize("parameters", [("bias",), ("mean", "var", "bn_weight", "bias"), ()])
@@ -195,6 +290,13 @@ def test_affine_and_activation(
         ConvCase(3, (24, 4, 4), 20, stride=(1, 1), padding=(0, 0), parameters=parameters),
         ConvCase(2, (3, 16, 18), 72, precision="fma", activation=activation, parameters=parameters),
         ConvCase(2, (3, 8, 8), 27, precision="fma", activation=activation, parameters=parameters),
+        ConvCase(
+            *(2, (64, 8, 8), 64, (3, 3)),
+            warpgroups=True,
+            boxes=True,
+            activation=activation,
+            parameters=parameters,
+        ),
     ):
         case = dataclasses.replace(
             case, param_dtype=param_dtype, dtype=bf16 if param_dtype == bf16 else f32
@@ -322,7 +424,7 @@ def test_rules(emulated: EmulatedConv) -> None:
         emulated.forward(dataclasses.replace(case, stat_groups=3), "down", case.inputs())
 
 
-@pytest.mark.parametrize("case", [*CASES, *WARPGROUP_CASES], ids=str)
+@pytest.mark.parametrize("case", [*CASES, *WARPGROUP_CASES, *BOX_CASES, *TF32_BOX_CASES], ids=str)
 def test_same_bits_under_every_schedule(emulated: EmulatedConv, case: ConvCase) -> None:
     inputs = case.inputs()
     first = emulated.all(case, inputs)
@@ -343,7 +445,7 @@ def test_sanitizers_are_silent(
             case = dataclasses.replace(case, dtype=dtype, precision=precision)
             inputs = case.inputs()
             assert_same(emulated.all(case, inputs), watched.all(case, inputs, "random_warps", 5))
-    for case in WARPGROUP_CASES[2:]:
+    for case in [*WARPGROUP_CASES[2:], *BOX_CASES[1:], *TF32_BOX_CASES]:
         inputs = case.inputs()
         assert_same(emulated.all(case, inputs), watched.all(case, inputs, "random_warps", 5))
     watched.close()

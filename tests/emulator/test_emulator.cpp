@@ -1,5 +1,6 @@
 // Tests of the emulator itself: right kernels run, wrong ones are caught and named. Prints a line a
 // test; exit status 1 if any failed. Faults that only a sanitizer sees are run one at a time, by name.
+#include <cuda.h>
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
@@ -230,9 +231,170 @@ void test_tensor_cores() {
   expect(contains(fault([&] { run(1, 32, 64, misaligned_copy_kernel, reinterpret_cast<const char*>(in.data())); }),
                   "not aligned"),
          "a copy from an address that is not aligned is named");
-  expect(cudaFuncSetAttribute(product_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, 99 << 10) == cudaSuccess &&
-             cudaFuncSetAttribute(product_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, 100 << 10) != cudaSuccess,
-         "a kernel may ask for as much shared memory as every device has");
+  const auto ask = [](int kilobytes) {
+    return cudaFuncSetAttribute(product_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kilobytes << 10);
+  };
+  expect(ask(227) == cudaSuccess && ask(228) != cudaSuccess, "a kernel may ask for as much shared memory as a device has");
+  run(1, 32, 99 << 10, product_kernel, in.data(), out.data(), 0, true);
+  expect(contains(fault([&] { run(1, 32, 100 << 10, product_kernel, in.data(), out.data(), 0, true); }),
+                  "more shared memory than every device has"),
+         "but have it only with instructions of such a device");
+}
+
+// What a kernel of the copy engine may do wrong.
+struct Engine {
+  bool fenced = true, waits = true, releases = true, exits_early = false, overwrites = false;
+  int more_bytes = 0, more_arrivals = 0, shift = 0;
+};
+
+constexpr int kBoxes = 5, kBoxLines = 16, kBoxWords = kBoxLines * 32;
+
+// A thread of the second warp fills two buffers in turn with boxes of a tensor of floats, the first warp adds them up.
+__global__ void engine_kernel(const CUtensorMap map, float* out, Engine how) {
+  using emulator::Site;
+  unsigned char* const shared = emulator::dynamic_shared_memory();
+  uint64_t* const full = reinterpret_cast<uint64_t*>(shared + 2 * kBoxWords * 4);
+  uint64_t* const empty = full + 2;
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < 2; i++) {
+      emulator::make_barrier(full + i, 1, Site::caller());
+      emulator::make_barrier(empty + i, 32, Site::caller());
+    }
+    if (how.fenced) emulator::fence_barriers();
+  }
+  __syncthreads();
+  const auto buffer = [&](int i) { return reinterpret_cast<float*>(shared + i % 2 * kBoxWords * 4 + how.shift); };
+  if (threadIdx.x >= 32) {
+    if (threadIdx.x > 32) return;
+    for (int i = 0; i < kBoxes; i++) {
+      if (how.releases) emulator::wait_at(empty + i % 2, i / 2 % 2 ^ 1, Site::caller());
+      emulator::arrive_at(full + i % 2, kBoxWords * 4 + how.more_bytes, Site::caller());
+      for (int a = 0; a < how.more_arrivals; a++) emulator::arrive_at(full + i % 2, 0, Site::caller());
+      const int at[3] = {i, -1, i};
+      emulator::copy_box(buffer(i), &map, at, 3, full + i % 2, Site::caller());
+    }
+    return;
+  }
+  if (how.exits_early) return;
+  if (how.overwrites && threadIdx.x == 0) *full = 5;
+  for (int line = 0; line < kBoxLines; line++) out[line * 32 + threadIdx.x] = 0;
+  for (int i = 0; i < kBoxes; i++) {
+    if (how.waits) emulator::wait_at(full + i % 2, i / 2 % 2, Site::caller());
+    for (int line = 0; line < kBoxLines; line++) {
+      const int chunk = threadIdx.x / 4 ^ line % 8;
+      out[line * 32 + threadIdx.x] += buffer(i)[line * 32 + chunk * 4 + threadIdx.x % 4];
+    }
+    emulator::arrive_at(empty + i % 2, 0, Site::caller());
+  }
+}
+
+// 5 planes of 7 rows of 36 floats; a box has 32 floats of 8 rows of 2 planes.
+struct Tensor {
+  alignas(16) std::array<float, 5 * 7 * 36> data;
+  CUtensorMap map;
+
+  CUresult encode(cuuint32_t box_rows = 8, cuuint64_t pitch = 36 * 4, int shift = 0) {
+    const cuuint64_t sizes[] = {36, 7, 5}, pitches[] = {pitch, 7 * 36 * 4};
+    const cuuint32_t box[] = {32, box_rows, 2}, steps[] = {1, 1, 1};
+    void* function = nullptr;
+    cudaDriverEntryPointQueryResult result;
+    cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000, cudaEnableDefault, &result);
+    return reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(function)(
+        &map, CU_TENSOR_MAP_DATA_TYPE_FLOAT32, 3, data.data() + shift, sizes, pitches, box, steps,
+        CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_NONE,
+        CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  }
+  std::vector<float> sums() const {
+    std::vector<float> result(kBoxWords);
+    for (int i = 0; i < kBoxes; i++) {
+      for (int word = 0; word < kBoxWords; word++) {
+        const int x = i + word % 32, y = word / 32 % 8 - 1, z = i + word / 32 / 8;
+        if (x < 36 && y >= 0 && z < 5) result[word] += data[(z * 7 + y) * 36 + x];
+      }
+    }
+    return result;
+  }
+};
+
+Tensor& tensor() {
+  static Tensor own;
+  for (size_t i = 0; i < own.data.size(); i++) own.data[i] = static_cast<float>(i * 37 % 101) - 50;
+  cudaSetDevice(0);
+  own.encode();
+  return own;
+}
+
+constexpr size_t kEngineBytes = 2 * kBoxWords * 4 + 4 * 8;
+
+std::string engine_fault(const Engine& how) {
+  std::vector<float> out(kBoxWords);
+  return fault([&] { run(1, 64, kEngineBytes, engine_kernel, tensor().map, out.data(), how); });
+}
+
+void test_copy_engine() {
+  emulator::has_context() = false;
+  Tensor& own = tensor();
+  emulator::has_context() = false;
+  expect(own.encode() == CUDA_ERROR_INVALID_CONTEXT, "a tensor map asks for a context");
+  cudaSetDevice(0);
+  expect(own.encode(257) != CUDA_SUCCESS && own.encode(8, 36 * 4 + 8) != CUDA_SUCCESS &&
+             own.encode(8, 36 * 4, 1) != CUDA_SUCCESS && own.encode() == CUDA_SUCCESS,
+         "a tensor map has rules");
+  std::vector<float> out(kBoxWords);
+  bool right = true, hasty = false, early = false;
+  for (const Schedule schedule : {Schedule::kInOrder, Schedule::kRandomThreads, Schedule::kRandomWarps}) {
+    for (int seed = 1; seed <= 5; seed++) {
+      emulator::set_schedule(schedule, seed);
+      run(3, 64, kEngineBytes, engine_kernel, own.map, out.data(), Engine());
+      right &= out == own.sums();
+      Engine wrong;
+      wrong.waits = false;
+      try {
+        run(1, 64, kEngineBytes, engine_kernel, own.map, out.data(), wrong);
+        hasty |= out != own.sums();
+      } catch (const emulator::Error&) {
+        hasty = true;
+      }
+      wrong = Engine();
+      wrong.releases = false;
+      try {
+        run(1, 64, kEngineBytes, engine_kernel, own.map, out.data(), wrong);
+        early |= out != own.sums();
+      } catch (const emulator::Error&) {
+        early = true;
+      }
+    }
+  }
+  emulator::set_schedule(Schedule::kInOrder);
+  expect(right, "boxes are copied while others wait for them, zeros outside of the tensor, chunks permuted");
+  expect(hasty, "what is read before it came shows");
+  expect(early, "and what is overwritten before it was read");
+  emulator::counters() = {};
+  run(1, 64, kEngineBytes, engine_kernel, own.map, out.data(), Engine());
+  expect(emulator::counters().copied_bytes == 9 * 7 * 128, "bytes that exist are counted");
+
+  Engine wrong;
+  wrong.more_bytes = 16;
+  expect(contains(engine_fault(wrong), "deadlock") && contains(engine_fault(wrong), "mbarrier.try_wait at test_emul"),
+         "bytes that do not come are waited for");
+  wrong = Engine();
+  wrong.more_bytes = -16;
+  expect(!engine_fault(wrong).empty(), "bytes that nobody expects are found");
+  wrong = Engine();
+  wrong.fenced = false;
+  expect(contains(engine_fault(wrong), "not fenced"), "a barrier that the engine may not see is named");
+  wrong = Engine();
+  wrong.exits_early = true;
+  expect(!engine_fault(wrong).empty(), "copies that nobody waits for are found");
+  wrong = Engine();
+  wrong.more_arrivals = 1;
+  expect(contains(engine_fault(wrong), "more arrivals"), "an arrival too many is named");
+  wrong = Engine();
+  wrong.overwrites = true;
+  expect(contains(engine_fault(wrong), "where the barrier is"), "a barrier that was overwritten is named");
+  wrong = Engine();
+  wrong.shift = 128;
+  expect(contains(engine_fault(wrong), "not aligned to 1024"), "a box must begin where its permutation does");
 }
 
 void test_running() {
@@ -398,7 +560,23 @@ int run_by_name(const std::string& name) {
     run(2, 32, 0, between_blocks_kernel, out.data());
   else if (name == "warp_race")
     run(1, 32, 128, warp_race_kernel, out.data(), false);
-  else if (name == "plain_read") {
+  else if (name == "unawaited_box") {
+    std::vector<float> sums(kBoxWords);
+    Engine wrong;
+    wrong.waits = wrong.releases = false;
+    run(1, 64, kEngineBytes, engine_kernel, tensor().map, sums.data(), wrong);
+  } else if (name == "past_box_array") {
+    std::vector<float> sums(kBoxWords), part(4 * 7 * 36);
+    static Tensor own = tensor();
+    void* memory = nullptr;
+    if (posix_memalign(&memory, 16, part.size() * 4)) return 2;
+    std::memcpy(memory, own.data.data(), part.size() * 4);
+    emulator::TensorMap changed;
+    std::memcpy(&changed, &own.map, sizeof(changed));
+    changed.start = static_cast<unsigned char*>(memory);
+    std::memcpy(&own.map, &changed, sizeof(changed));
+    run(1, 64, kEngineBytes, engine_kernel, own.map, sums.data(), Engine());
+  } else if (name == "plain_read") {
     std::vector<int> counts(2);
     run(1, 64, 0, plain_read_kernel, counts.data());
   } else if (name == "clean") {
@@ -409,6 +587,8 @@ int run_by_name(const std::string& name) {
     run(1, 64, 0, claim_kernel, places.data(), taken.data(), &least, true);
     cudaMemsetAsync(places.data(), 0, 4 * 64, nullptr);
     run(1, 32, 0, vote_kernel, places.data());
+    std::vector<float> sums(kBoxWords);
+    run(1, 64, kEngineBytes, engine_kernel, tensor().map, sums.data(), Engine());
     for (int i = 0; i < 2; i++) {  // launches follow each other
       run(1, 64, 8, sum_kernel, out.data(), &sum, true);
       run(2, 32, 0, atomic_kernel, out.data());
@@ -428,6 +608,7 @@ int main(int count, char** arguments) {
   test_faults();
   test_schedules();
   test_tensor_cores();
+  test_copy_engine();
   test_types();
   return failures > 0;
 }

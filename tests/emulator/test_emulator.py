@@ -21,7 +21,7 @@ def run(program: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_kernels_run_and_faults_are_named(programs: dict[str, Path]) -> None:
     result = run(programs["plain"])
-    assert result.returncode == 0 and result.stdout.count("ok: ") >= 35, result.stdout
+    assert result.returncode == 0 and result.stdout.count("ok: ") >= 45, result.stdout
 
 
 @pytest.mark.parametrize(
@@ -33,6 +33,8 @@ def test_kernels_run_and_faults_are_named(programs: dict[str, Path]) -> None:
         ("between_blocks", "between_blocks_kernel", "tsan", "data race"),
         ("warp_race", "warp_race_kernel", "tsan", "data race"),
         ("plain_read", "plain_read_kernel", "tsan", "data race"),
+        ("unawaited_box", "engine_kernel", "tsan", "data race"),
+        ("past_box_array", "perform", "asan", "heap-buffer-overflow"),
     ],
 )
 def test_sanitizers_see_faults(

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from accuracy import assert_as_accurate
 from bn_act_emulated import Case, EmulatedBnAct
 from conv_emulated import ConvCase, EmulatedConv
-from emulator_harness import KERNELS, Builder, Emulated, Fault, Tensors
+from emulator_harness import KERNELS, Builder, Emulated, Fault, Refused, Tensors
 from first_occurrence_emulated import (
     EmulatedFirstOccurrence,
     colliding_codes,
@@ -26,7 +27,7 @@ from parzen_emulated import EmulatedParzen, ParzenCase
 from plane_bias_act_emulated import EmulatedPlaneBiasAct, PlaneCase
 from test_bn_act_emulated import assert_right
 from test_conv_emulated import assert_right as assert_conv_right
-from test_conv_emulated import assert_same
+from test_conv_emulated import assert_same, round_to_tf32
 from test_first_occurrence_emulated import assert_right as assert_firsts_right
 from test_first_occurrence_emulated import half_are_one, many_codes, random_codes
 from test_maxout_linear_emulated import assert_right as assert_maxout_right
@@ -98,6 +99,20 @@ IMAGE_CASES = [
 ]
 
 
+# Of tiles that the copy engine fills: two boxes an image, images of a box, more stages than there are places for them.
+BOX_CASES = [
+    ConvCase(1, (64, 16, 16), 64, (3, 3), (1, 1), warpgroups=True, boxes=True),
+    ConvCase(3, (64, 8, 8), 192, warpgroups=True, boxes=True),
+    ConvCase(3, (128, 8, 8), 64, (3, 3), (1, 1), warpgroups=True, boxes=True),
+    ConvCase(4, (64, 16, 16), 72, (1, 1), (1, 1), (0, 0), warpgroups=True, boxes=True),
+]
+TF32_BOX_CASE = ConvCase(2, (40, 8, 8), 64, dtype=torch.float32, precision="tf32", boxes=True)
+
+
+class EmulatedBoxConv(EmulatedConv):
+    """The same launchers, for bugs that those cases show."""
+
+
 class EmulatedImageConv(EmulatedConv):
     """The same launchers, for bugs that those cases show."""
 
@@ -115,10 +130,12 @@ def run_all(
         for image in IMAGE_CASES:
             yield check_images(emulated, image, schedule, seed)
     elif isinstance(emulated, EmulatedConv):
-        for conv in CONV_CASES:
+        for conv in BOX_CASES if isinstance(emulated, EmulatedBoxConv) else CONV_CASES:
             inputs = conv.inputs()
             results = emulated.all(conv, inputs, schedule, seed)
             yield functools.partial(assert_conv_right, conv, inputs, results), results
+        if isinstance(emulated, EmulatedBoxConv):
+            yield check_tf32_boxes(emulated, schedule, seed)
     elif isinstance(emulated, EmulatedPackCodes):
         for pack in PACK_CASES:
             activations = pack.activations()
@@ -163,6 +180,24 @@ def check_windows(
         assert first == case.count + 1
 
     return check, {"log_sums": log_sums, "bad_rows": torch.tensor([bad_row, first])}
+
+
+def check_tf32_boxes(
+    emulated: EmulatedConv, schedule: str, seed: int
+) -> tuple[Callable[[], None], Tensors]:
+    """Going up, by a weight that is packed."""
+    case = TF32_BOX_CASE
+    inputs = case.inputs()
+    output, _ = emulated.forward(case, "up", inputs, schedule, seed)
+
+    def check() -> None:
+        exact, theirs = (
+            case.convolve("up", change(inputs["coarse"]), change(inputs["weight"]))
+            for change in (torch.Tensor.double, round_to_tf32)
+        )
+        assert_as_accurate([output], [theirs], [exact], floor=2.0)
+
+    return check, {"up": output}
 
 
 def check_images(
@@ -239,6 +274,12 @@ class Bug:
 FILES: dict[type[Emulated], tuple[str, ...]] = {
     EmulatedBnAct: ("bn_act.cu", "bn_act.cuh", "reduce.cuh", "activation.cuh"),
     EmulatedImageConv: ("image_patch.cuh", "conv_image.cuh", "conv_image_weight_grad.cuh"),
+    EmulatedBoxConv: (
+        "conv_boxes.cuh",
+        "conv_box_map.cu",
+        "conv_pack_weights.cuh",
+        "conv_boxes_weight_grad.cuh",
+    ),
     EmulatedPackCodes: ("pack_codes.cu", "pack_codes.cuh"),
     EmulatedFirstOccurrence: ("first_occurrence.cu", "first_occurrence.cuh"),
     EmulatedParzen: ("parzen.cu", "parzen.cuh"),
@@ -730,6 +771,202 @@ BUGS = [
         "asan",
     ),
     Bug(
+        "a box takes the place of one in use",
+        "conv_boxes.cuh",
+        "      ptx::mbarrier_wait(stages.empty(turn.stage), turn.parity ^ 1);\n",
+        "",
+        "tsan",
+    ),
+    Bug(
+        "a box is multiplied before it has come",
+        "conv_boxes.cuh",
+        "    ptx::mbarrier_wait(stages.full(turn.stage), turn.parity);\n",
+        "",
+        "values",
+    ),
+    Bug(
+        "a stage is given back while it is multiplied",
+        "conv_boxes.cuh",
+        "    ptx::wgmma_wait<1>();\n",
+        "",
+        "values",
+    ),
+    Bug(
+        "the stage that is multiplied is given back",
+        "conv_boxes.cuh",
+        "ptx::mbarrier_arrive(stages.empty(multiplied));",
+        "ptx::mbarrier_arrive(stages.empty(turn.stage));",
+        "values",
+    ),
+    Bug(
+        "a lane speaks for a warp that has not read",
+        "conv_boxes.cuh",
+        "    __syncwarp();\n    if (step > 0",
+        "    if (step > 0",
+        "tsan",
+    ),
+    Bug(
+        "bytes of rows that no box has are expected",
+        "conv_boxes.cuh",
+        "launch.images * tile.points * Tiles::Pixels::kLineBytes +",
+        "Tiles::Pixels::kBytes +",
+        "fault",
+    ),
+    Bug(
+        "the copy engine may not see the barriers",
+        "conv_boxes.cuh",
+        "    ptx::fence_mbarrier_init();\n",
+        "",
+        "fault",
+    ),
+    Bug(
+        "no barrier after the barriers are made",
+        "conv_boxes.cuh",
+        "    ptx::fence_mbarrier_init();\n  }\n  __syncthreads();\n",
+        "    ptx::fence_mbarrier_init();\n  }\n",
+        "fault",
+    ),
+    Bug(
+        "sums are put where boxes are still multiplied",
+        "conv_boxes.cuh",
+        "  __syncthreads();  // all have multiplied\n",
+        "",
+        "tsan",
+    ),
+    Bug(
+        "a place before the map is rounded to zero",
+        "conv_boxes.cuh",
+        "place >= 0 ? place / step : -((step - 1 - place) / step)",
+        "place / step",
+        "values",
+    ),
+    Bug(
+        "a tap meets the first part of a stride",
+        "conv_boxes.cuh",
+        "x.part * in_channels + channel, ",
+        "channel, ",
+        "values",
+    ),
+    Bug(
+        "every box begins in its image's first line",
+        "conv_boxes.cuh",
+        "tile.first_y + y.on",
+        "y.on",
+        "values",
+    ),
+    Bug(
+        "a box has all its images",
+        "conv_boxes.cuh",
+        "min(conv.group_images - image * launch.images, launch.images) * points",
+        "launch.images * points",
+        "values",
+    ),
+    Bug(
+        "all boxes of weights are those of the first columns",
+        "conv_boxes.cuh",
+        "const int column = tile.first_column + box * kDepth;",
+        "const int column = box * kDepth;",
+        "values",
+    ),
+    Bug(
+        "boxes of weights lie in one place",
+        "conv_boxes.cuh",
+        "weights + box * kDepth * Tiles::Weights::kLineBytes",
+        "weights",
+        "values",
+    ),
+    Bug(
+        "a parity stays when the stages begin anew",
+        "conv_boxes.cuh",
+        "stage = 0, parity ^= 1;",
+        "stage = 0;",
+        "values",
+    ),
+    Bug(
+        "weights of a neighbouring tap",
+        "conv_boxes.cuh",
+        "tap_x * tile.x.tap_step;",
+        "tap_x;",
+        "values",
+    ),
+    Bug(
+        "a tensor map is made without a context",
+        "conv_box_map.cu",
+        " || cudaSetDevice(device) != cudaSuccess",
+        "",
+        "values",
+    ),
+    Bug(
+        "a weight is packed before it was read",
+        "conv_pack_weights.cuh",
+        "  __syncthreads();\n",
+        "",
+        "tsan",
+    ),
+    Bug(
+        "fine channels of the weight that do not exist are packed",
+        "conv_pack_weights.cuh",
+        "    if (fine + line < launch.fine) {",
+        "    {",
+        "asan",
+    ),
+    Bug(
+        "taps of a packed weight lie where others do",
+        "conv_pack_weights.cuh",
+        "+ tap) * launch.coarse",
+        "+ tap / 2) * launch.coarse",
+        "values",
+    ),
+    Bug(
+        "tf32 is cut and not rounded",
+        "conv_box_map.cu",
+        "return CU_TENSOR_MAP_DATA_TYPE_TFLOAT32;",
+        "return CU_TENSOR_MAP_DATA_TYPE_FLOAT32;",
+        "values",
+    ),
+    Bug(
+        "a gradient's box takes the place of one in use",
+        "conv_boxes_weight_grad.cuh",
+        "    ptx::mbarrier_wait(stages.empty(turn.stage), turn.parity ^ 1);\n",
+        "",
+        "tsan",
+    ),
+    Bug(
+        "both halves of a gradient's rows are the first channels",
+        "conv_boxes_weight_grad.cuh",
+        "tile.first_row + i * kChannels, first_x",
+        "tile.first_row, first_x",
+        "values",
+    ),
+    Bug(
+        "a gradient's tap meets the first part of a stride",
+        "conv_boxes_weight_grad.cuh",
+        "x.part * grad.fine_channels + ",
+        "",
+        "values",
+    ),
+    Bug(
+        "a gradient's boxes are those of one image",
+        "conv_boxes_weight_grad.cuh",
+        "box_y = 0, image++;",
+        "box_y = 0;",
+        "values",
+    ),
+    Bug(
+        "a part of the gradient begins where the first does",
+        "conv_boxes_weight_grad.cuh",
+        "const int first_box = split * launch.split_boxes;",
+        "const int first_box = 0 * split;",
+        "values",
+    ),
+    Bug(
+        "a gradient's tap is the one to its left",
+        "conv_boxes_weight_grad.cuh",
+        "x(PhaseAxis::of<false>(grad.x, 0), tile.tap % grad.x.kernel)",
+        "x(PhaseAxis::of<false>(grad.x, 0), max(tile.tap % grad.x.kernel - 1, 0))",
+        "values",
+    ),
+    Bug(
         "the threshold is above itself",
         "pack_codes.cuh",
         "value > args.threshold",
@@ -1127,6 +1364,7 @@ OPS = (
     EmulatedBnAct,
     EmulatedConv,
     EmulatedImageConv,
+    EmulatedBoxConv,
     EmulatedPackCodes,
     EmulatedFirstOccurrence,
     EmulatedParzen,
@@ -1136,7 +1374,11 @@ OPS = (
 
 Failures = type[Exception] | tuple[type[Exception], ...]
 CHECKS: dict[str, tuple[str, Callable[[Emulated], None], Failures]] = {
-    "values": ("plain", check_values, (AssertionError, Fault)),  # a wild address may also crash
+    "values": (
+        "plain",
+        check_values,
+        (AssertionError, Fault, Refused),
+    ),  # a wild address may also crash
     "fault": ("plain", check_values, Fault),  # the emulator refuses
     "order": ("plain", check_order, AssertionError),
     "tsan": ("tsan", check_sanitizer, Fault),
@@ -1166,12 +1408,21 @@ def plant(bug: Bug, folder: Path) -> Path:
             "run(vector, last, std::false_type())",
         ),
         ("conv.cu", "run(HalfStep<__half>())", "nullptr"),
+        ("conv.cu", "run(__half())", "nullptr"),
+        ("conv_sm90a.cu", "template struct dcgan_fast::cuda::WarpgroupKernels<__half>;", ""),
+        ("conv_boxes_sm90a.cu", "template struct dcgan_fast::cuda::BoxKernels<__half>;", ""),
+        (
+            "conv_boxes_weight_grad_sm90a.cu",
+            "template struct dcgan_fast::cuda::BoxGradKernels<__half>;",
+            "",
+        ),
         ("conv.cu", "run(Tf32Step())", "nullptr"),
         ("conv.cu", "run(Tf32x3Step())", "nullptr"),
         ("conv.cu", "run(FmaStep())", "nullptr"),
         # two blocks: then a few images are several runs for each
         ("conv.cu", "kImageBlocks = 396;", "kImageBlocks = 2;"),
         ("conv.cu", "kTargetBlocks / call.tiles()))", "2 / call.tiles()))"),
+        ("conv.cu", "kBlocksForWidest = 116;", "kBlocksForWidest = 1;"),
         ("parzen.cu", "kWantedBlocks = 264;", "kWantedBlocks = 2;"),
         ("plane_bias_act.cu", "run(__nv_bfloat16())", "run(float())"),
         ("plane_bias_act.cu", "run(__half())", "run(float())"),

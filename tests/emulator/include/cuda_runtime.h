@@ -17,6 +17,7 @@
 #define __host__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
+#define __grid_constant__
 #define __align__(n) alignas(n)
 
 // --- vector types and built-in variables ---
@@ -187,6 +188,8 @@ T atomicMin(T* target, T value) {
 
 // --- the runtime ---
 
+#define CUDART_VERSION 13000
+
 enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidConfiguration = 9 };
 
 inline const char* cudaGetErrorString(cudaError_t error) {
@@ -209,6 +212,30 @@ inline cudaError_t cudaGetDevice(int* device) {
 }
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
   *value = attribute == cudaDevAttrComputeCapabilityMajor ? 9 : 0;
+  return cudaSuccess;
+}
+
+// A thread of the host has no context until it chose a device: the driver's functions refuse it until then.
+namespace emulator {
+inline bool& has_context() {
+  static thread_local bool has = false;
+  return has;
+}
+}  // namespace emulator
+inline cudaError_t cudaSetDevice(int) {
+  emulator::has_context() = true;
+  return cudaSuccess;
+}
+
+enum cudaDriverEntryPointQueryResult { cudaDriverEntryPointSuccess = 0, cudaDriverEntryPointSymbolNotFound = 1 };
+constexpr unsigned long long cudaEnableDefault = 0;
+namespace emulator {
+inline void* driver_function(const char* name);  // cuda.h
+}
+inline cudaError_t cudaGetDriverEntryPointByVersion(const char* name, void** function, unsigned, unsigned long long,
+                                                    cudaDriverEntryPointQueryResult* result) {
+  *function = emulator::driver_function(name);
+  *result = *function ? cudaDriverEntryPointSuccess : cudaDriverEntryPointSymbolNotFound;
   return cudaSuccess;
 }
 
@@ -242,3 +269,5 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
                                     [&] { std::apply(kernel, copies); });
   return ran ? cudaSuccess : cudaErrorInvalidConfiguration;
 }
+
+#include "cuda.h"
