@@ -1,0 +1,11 @@
+"""Features of a trained discriminator and linear classifiers on them: the DCGAN paper's sections 5.1 and 5.2.
+
+:class:`LinearSVM` fits linear L2-SVMs of all classes at once.
+"""
+
+from __future__ import annotations
+
+from . import reference
+from .svm import LinearSVM
+
+__all__ = ["LinearSVM", "reference"]
