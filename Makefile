@@ -22,6 +22,7 @@ bench:     ## every benchmark, half an hour on 2 cores; the figures as JSON, als
 	$(PAGES_KEPT) $(BENCH) benchmarks/bench_ops.py --benchmark-json=$(RESULTS)/layers.json
 	$(PAGES_KEPT) $(BENCH) benchmarks/bench_dedup.py --benchmark-json=$(RESULTS)/dedup.json
 	$(PAGES_KEPT) $(BENCH) benchmarks/bench_metrics.py --benchmark-json=$(RESULTS)/metrics.json
+	$(PAGES_KEPT) $(BENCH) benchmarks/bench_features.py --benchmark-json=$(RESULTS)/features.json
 
 bench-report:  ## the figures as tables and pictures: benchmarks/results/report.md
 	dcgan-fast bench --report $(RESULTS)

@@ -33,11 +33,13 @@ CPU_KERNELS = {
                 "bn_act",
                 "first_occurrence",
                 "gemm",
+                "linear_svm",
                 "maxout_linear",
                 "near_duplicates",
                 "pack_codes",
                 "parzen",
                 "plane_bias_act",
+                "pool_features",
                 "winograd_kernels",
                 "winograd_weight_grad",
             )

@@ -11,11 +11,13 @@
 
 #include "bn_act.h"
 #include "first_occurrence.h"
+#include "linear_svm.h"
 #include "maxout_linear.h"
 #include "near_duplicates.h"
 #include "pack_codes.h"
 #include "parzen.h"
 #include "plane_bias_act.h"
+#include "pool_features.h"
 #include "tile_conv.h"
 
 namespace dcgan_fast::cpu {
@@ -24,11 +26,13 @@ namespace dcgan_fast::cpu {
   namespace NAMESPACE {                                   \
   extern const BnActKernels bn_act;                       \
   extern const FirstOccurrenceKernels first_occurrence;   \
+  extern const LinearSvmKernels linear_svm;               \
   extern const MaxoutKernels maxout_linear;               \
   extern const NearDuplicatesKernels near_duplicates;     \
   extern const PackCodesKernels pack_codes;               \
   extern const ParzenKernels parzen;                      \
   extern const PlaneBiasActKernels plane_bias_act;        \
+  extern const PoolFeaturesKernels pool_features;         \
   }
 
 DECLARE_KERNELS(DEFAULT)
@@ -87,11 +91,13 @@ const char* capability_name() {
 
 const BnActKernels& bn_act_kernels() { return BEST_OF_EACH(bn_act); }
 const FirstOccurrenceKernels& first_occurrence_kernels() { return BEST_OF_EACH(first_occurrence); }
+const LinearSvmKernels& linear_svm_kernels() { return BEST_OF_EACH(linear_svm); }
 const MaxoutKernels& maxout_linear_kernels() { return BEST_OF_EACH(maxout_linear); }
 const NearDuplicatesKernels& near_duplicates_kernels() { return BEST_OF_EACH(near_duplicates); }
 const PackCodesKernels& pack_codes_kernels() { return BEST_OF_EACH(pack_codes); }
 const ParzenKernels& parzen_kernels() { return BEST_OF_EACH(parzen); }
 const PlaneBiasActKernels& plane_bias_act_kernels() { return BEST_OF_EACH(plane_bias_act); }
+const PoolFeaturesKernels& pool_features_kernels() { return BEST_OF_EACH(pool_features); }
 
 #undef BEST_OF_EACH
 
