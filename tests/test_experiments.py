@@ -40,7 +40,8 @@ def save(path: Path, preset: str, **settings: Any) -> Path:
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DCGAN_FAST_CACHE", str(tmp_path_factory.mktemp("cache")))
-        patch.setenv("PATH", "/nowhere")  # no ffmpeg
+        nowhere = "dcgan_fast.experiments.latent_commands.save_mp4"  # as where there is no ffmpeg
+        patch.setattr(nowhere, lambda *arguments, **settings: False)
         yield
 
 

@@ -98,6 +98,7 @@ def _nearest(
         if content.get("bn") == "batch":  # then running statistics may never have been kept
             discriminator = with_population_statistics(discriminator, training.images)
         spaces["discriminator"] = pooled_features(discriminator)
+    extractors = _extractors(features, discriminator, where)
     latents = latents_of(generator, chosen)
     shown = draw_bytes(generator, latents, _labels(generator, len(chosen), label), bn)
     near = {
@@ -131,7 +132,7 @@ def _nearest(
         label=label,
         bn=bn,
     ).smoothness
-    distances = _distances(training, drawn, _extractors(features, discriminator, where))
+    distances = _distances(training, drawn, extractors)
     figures = {
         "command": "nearest",
         "checkpoint": checkpoint,
