@@ -12,12 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import models
-from .data import normalize
 from .errors import UserError
-from .layers import map_layers
+from .features import DiscriminatorFeatures
 from .metrics import NearestSoFar, extract_features
 from .metrics.distances import FeatureExtractor
 from .networks import Discriminator, integer
@@ -51,25 +50,8 @@ def pooled_features(discriminator: Discriminator, side: int = 4) -> FeatureExtra
 
     Batch norm uses the discriminator's running statistics.
     """
-    ends = [layer.end for layer in map_layers(discriminator)]
-    starts = [0, *ends[:-1]]
-    parts = [discriminator.main[start:end] for start, end in zip(starts, ends, strict=True)]
-    device = next(discriminator.parameters()).device
-
-    def extract(images: np.ndarray) -> np.ndarray:
-        was_training = discriminator.training
-        discriminator.eval()
-        try:
-            with torch.no_grad():
-                maps, pooled = normalize(images, device=device), []
-                for part in parts:
-                    maps = part(maps)
-                    pooled.append(nn.functional.adaptive_max_pool2d(maps, side).flatten(1))
-                return torch.cat(pooled, 1).float().cpu().numpy()
-        finally:
-            discriminator.train(was_training)
-
-    return extract
+    device = str(next(discriminator.parameters()).device)
+    return DiscriminatorFeatures(discriminator, size=side, device=device).fit().transform
 
 
 def draw_bytes(

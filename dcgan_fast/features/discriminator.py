@@ -177,6 +177,7 @@ class DiscriminatorFeatures(TransformerMixin, BaseEstimator):
     @torch.inference_mode()
     def _run(self, images: Any, table: NDArray[Any], first: int, file: _Partial | None) -> None:
         device = next(self.network_.parameters()).device
+        was_training = self.network_.training
         self.network_.train(self.bn == "batch")
         kept = {name: value.clone() for name, value in self.network_.named_buffers()}
         try:
@@ -201,7 +202,7 @@ class DiscriminatorFeatures(TransformerMixin, BaseEstimator):
         finally:
             for name, value in self.network_.named_buffers():
                 value.copy_(kept[name])  # statistics that "batch" has moved
-            self.network_.eval()
+            self.network_.train(was_training)
 
     def _take(self, maps: Tensor, rows: NDArray[Any]) -> None:
         """One batch's maps, pooled layer by layer into its rows."""
