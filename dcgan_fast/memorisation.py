@@ -16,7 +16,6 @@ from torch import Tensor
 
 from . import models
 from .errors import UserError
-from .features import DiscriminatorFeatures
 from .metrics import NearestSoFar, extract_features
 from .metrics.distances import FeatureExtractor
 from .networks import Discriminator, integer
@@ -50,6 +49,8 @@ def pooled_features(discriminator: Discriminator, side: int = 4) -> FeatureExtra
 
     Batch norm uses the discriminator's running statistics.
     """
+    from .features import DiscriminatorFeatures  # scikit-learn takes most of a second to import
+
     device = str(next(discriminator.parameters()).device)
     return DiscriminatorFeatures(discriminator, size=side, device=device).fit().transform
 
