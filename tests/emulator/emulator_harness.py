@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -41,6 +42,7 @@ SANITIZERS = {
         "-fno-sanitize-recover=all",
     ],
 }
+_INCLUDE = re.compile(r'^\s*#\s*include\s*["<]([^">]+)[">]', re.MULTILINE)
 SCHEDULES = {"in_order": 0, "random_threads": 1, "random_warps": 2}
 ACTIVATIONS = ["none", "relu", "leaky_relu", "tanh", "sigmoid"]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -80,17 +82,9 @@ class Builder:
         # The scheduler is told of the sanitizer, but not watched by it.
         scheduler = ["-O2", f"-DEMULATOR_{sanitizer.upper()}"]
         flags = [*COMMON_FLAGS, *(scheduler if source.name in SCHEDULER else watched)]
-        kernels = KERNELS if source.parent == EMULATOR else source.parent
-        headers = [
-            *EMULATOR.glob("*.h"),
-            *(EMULATOR / "include").glob("*.h"),
-            *kernels.parent.glob("*.h"),
-            *kernels.glob("*.h"),
-            *kernels.glob("*.cuh"),
-        ]
         digest = hashlib.sha256(" ".join([str(CXX), *flags]).encode())
-        for file in [source, *sorted(headers)]:
-            digest.update(file.read_bytes())
+        for file in with_includes(source):
+            digest.update(file.name.encode() + file.read_bytes())
         target = self.folder / f"{source.name}-{digest.hexdigest()[:16]}.o"
         with self._lock:
             if target not in self._compiled:
@@ -98,6 +92,19 @@ class Builder:
                     make, target, [*flags, "-x", "c++", "-c", source]
                 )
         return target, self._compiled[target]
+
+
+def with_includes(source: Path) -> list[Path]:
+    """A source and the files of ours that it includes, also by way of others. So copies of the kernels that differ in a
+    header share what does not read it, which is most of what the planted bugs compile."""
+    found = [source]
+    for file in found:
+        for name in _INCLUDE.findall(file.read_text()):
+            for folder in (file.parent, EMULATOR / "include"):
+                if (folder / name).is_file():
+                    found += [(folder / name).resolve()] * ((folder / name).resolve() not in found)
+                    break
+    return found
 
 
 def make(target: Path, arguments: list[str | Path]) -> None:
