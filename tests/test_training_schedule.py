@@ -10,6 +10,7 @@ import torch
 from tiny_runs import STEPS_PER_EPOCH, assert_same_checkpoint, one_thread  # noqa: F401
 from torch import nn
 
+from dcgan_fast.errors import UserError
 from dcgan_fast.training import TrainConfig, Trainer
 from dcgan_fast.training.schedule import Schedule
 
@@ -119,3 +120,11 @@ def test_a_continued_run_is_the_run_that_was_not_interrupted(tmp_path: Path) -> 
     rest = Trainer.resume(part.run.path, dataset=tiny_runs.dataset(), max_steps=None)
     rest.fit()
     assert_same_checkpoint(rest.run.checkpoint, whole.run.checkpoint)
+
+
+def test_no_epoch_trains_at_a_rate_of_zero() -> None:
+    """None is asked for, and a small set, which gets more epochs than others, gets no more than have a rate."""
+    with pytest.raises(UserError, match="'epochs' must be at most 5, after which the rate is 0"):
+        Schedule(TrainConfig(constant_epochs=2, falling_epochs=3, epochs=6), 1)
+    Schedule(TrainConfig(constant_epochs=2, falling_epochs=3, epochs=6, min_lr=1e-6), 1)
+    assert tiny_runs.trainer(epochs=None, constant_epochs=2, falling_epochs=3).epochs == 5

@@ -72,9 +72,7 @@ class TrainConfig:
     optimizer: str = _from_preset()  # "adam" or "sgd"
     lr: float = _from_preset()
     lr_decay: float = _from_preset()  # the rate is divided by this at each step
-    constant_epochs: int | None = (
-        _from_preset()
-    )  # after so many it falls by equal parts; None: it does not
+    constant_epochs: int | None = _from_preset()  # then it falls by equal parts; None: it does not
     falling_epochs: int = _from_preset()  # to zero over so many epochs
     min_lr: float = _from_preset()  # where it stops falling
     beta1: float = _from_preset()  # of Adam
@@ -137,6 +135,13 @@ class TrainConfig:
         """The preset's own size; for the small sets that have a name at most 32."""
         own: int = PRESETS[self.preset].setting("image_size")
         return min(32, own) if self.data in NAMES else own
+
+    @property
+    def last_epoch(self) -> int | None:
+        """How many epochs have a learning rate above 0; None: all of them."""
+        if self.constant_epochs is None or self.min_lr > 0:
+            return None
+        return self.constant_epochs + self.falling_epochs
 
     @property
     def batches_per_step(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch.optim import SGD, Optimizer
 
+from ..errors import UserError
 from .config import TrainConfig
 
 
@@ -19,6 +20,12 @@ class Schedule:
     """
 
     def __init__(self, config: TrainConfig, steps_per_epoch: int, *optimizers: Optimizer) -> None:
+        last = config.last_epoch
+        if last is not None and config.epochs is not None and config.epochs > last:
+            raise UserError(
+                f"'epochs' must be at most {last}, after which the rate is 0 (constant_epochs + "
+                f"falling_epochs; else set min_lr), got {config.epochs}"
+            )
         self._config, self._steps_per_epoch = config, steps_per_epoch
         self._optimizers = optimizers
 

@@ -557,7 +557,8 @@ class Trainer:
 
     def _resolve(self, config: TrainConfig, own_data: str | None) -> TrainConfig:
         """Fill in what depends on the data, so that a continued run does not decide it anew."""
-        epochs = config.epochs or max(EPOCHS, math.ceil(STEPS_AT_LEAST / self.steps_per_epoch))
+        epochs = max(EPOCHS, math.ceil(STEPS_AT_LEAST / self.steps_per_epoch))
+        epochs = config.epochs or min(epochs, config.last_epoch or epochs)
         data = own_data or config.data
         sized = models.PRESETS[config.preset].knows("ngf")
         width = DIGITS_WIDTH if data == "digits" and sized else None
