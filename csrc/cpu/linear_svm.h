@@ -36,7 +36,6 @@ struct SvmGrams {
   float offset;  // added to every product: the intercept's scaling, squared
   bool tiles;    // whether to multiply on the matrix unit
   float* grams;  // [blocks, block, block], written where there are rows
-                 // written
 };
 
 struct SvmProblem {

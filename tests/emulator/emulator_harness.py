@@ -101,8 +101,10 @@ def with_includes(source: Path) -> list[Path]:
     for file in found:
         for name in _INCLUDE.findall(file.read_text()):
             for folder in (file.parent, EMULATOR / "include"):
-                if (folder / name).is_file():
-                    found += [(folder / name).resolve()] * ((folder / name).resolve() not in found)
+                header = (folder / name).resolve()
+                if header.is_file():
+                    if header not in found:
+                        found.append(header)
                     break
     return found
 
