@@ -321,6 +321,7 @@ def _features(
         {
             row.name: f"{row.accuracy:.2%} ± {row.interval:.2%}"
             f"{f', {row.features:,} features, C {row.C:g}' if row.C else ''}"
+            f"{f' (not converged: within {row.gap:.1%})' if row.gap > 2e-3 else ''}"
             for row in found.rows
         }
     )

@@ -18,6 +18,7 @@ from . import models
 from .errors import UserError
 from .metrics import NearestSoFar, extract_features
 from .metrics.distances import FeatureExtractor
+from .metrics.likelihood import pixels
 from .networks import Discriminator, integer
 from .visualize import to_uint8
 
@@ -40,7 +41,7 @@ _NEXT = 10  # neighbours beyond the nearest, with which it is compared
 
 def pixel_features(images: np.ndarray) -> np.ndarray:
     """uint8 (N, C, S, S) as float32 rows (N, C * S * S) in [0, 1]."""
-    return images.reshape(len(images), -1).astype(np.float32) / 255
+    return pixels(images).numpy()
 
 
 def pooled_features(discriminator: Discriminator, side: int = 4) -> FeatureExtractor:

@@ -40,8 +40,12 @@ def fingerprint(root: Path, files: Iterable[str | Path]) -> str:
     return digest.hexdigest()
 
 
-def no_split(where: object, split: str, found: Iterable[str]) -> UserError:
-    return UserError(
+class NoSplit(UserError):
+    """The data has no such part."""
+
+
+def no_split(where: object, split: str, found: Iterable[str]) -> NoSplit:
+    return NoSplit(
         f"{where}: has no {split!r} split (found: {', '.join(sorted(found)) or 'none'}); "
         "use split='all' to take everything"
     )

@@ -16,6 +16,7 @@ from torch import nn
 
 from .. import latent, models
 from ..data import Dataset, normalize, prepare
+from ..data.source import NoSplit
 from ..devices import pick_device
 from ..errors import UserError
 from ..latent import latents_of
@@ -176,7 +177,7 @@ def _test_images(data: str, size: int, channels: int) -> Dataset | None:
     """The part that was not trained on, where the data has one."""
     try:
         return prepare(data, image_size=size, channels=channels, split="test", progress=bars())
-    except UserError:
+    except NoSplit:
         return None
 
 

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data import Dataset, prepare
+from ..data.source import NoSplit
 from ..devices import pick_device
-from ..errors import UserError
 from ..files import atomic_write, make_folder, write_text
 from ..models import Discriminator
 from ..visualize import save_png
@@ -97,9 +97,8 @@ def _images(data: str, network: Discriminator, split: str, progress: bool) -> Da
 def _both(data: str, network: Discriminator, seed: int, progress: bool) -> tuple[Dataset, Dataset]:
     try:
         return _images(data, network, "train", progress), _images(data, network, "test", progress)
-    except UserError as error:
-        if "split" not in str(error):
-            raise
+    except NoSplit:
+        pass
     whole = _images(data, network, "all", progress)
     order = np.random.default_rng(seed).permutation(len(whole))
     tested = max(1, len(whole) // 5)
