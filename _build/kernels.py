@@ -46,6 +46,7 @@ CPU_KERNELS = {
         ),
         ["DEFAULT", "AVX2", "AVX512"],
     ),  # fmt: skip
+    CSRC / "cpu/pixel_codes.cpp": ["DEFAULT", "AVX2", "AVX512", "AVX512_BF16", "AMX"],
     CSRC / "cpu/thin_kernels.cpp": ["DEFAULT", "AVX2", "AVX512", "AVX512_BF16", "AMX"],
     CSRC / "cpu/tile_conv.cpp": ["DEFAULT", "DEFAULT_FP16", "AVX512_BF16", "AMX", "AMX_FP16"],
 }

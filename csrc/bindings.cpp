@@ -73,6 +73,7 @@ TORCH_LIBRARY(dcgan_fast, m) {
   m.def("plane_bias_act_backward_(Tensor(a!) grad, Tensor output, " PATTERNS ACT ") -> Tensor grad_bias");
 
   m.def("pack_codes(Tensor activations, float threshold=0.0) -> Tensor");
+  m.def("pixel_codes(Tensor pixels, Tensor weight, Tensor bias, float threshold=0.0) -> Tensor");
   m.def("first_occurrence(Tensor codes) -> (Tensor keep, Tensor group, Tensor counts)");
   m.def("first_of_each(Tensor codes) -> Tensor");
   m.def("near_duplicates(Tensor codes, int radius) -> (Tensor pairs, Tensor distances)");

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -20,6 +20,13 @@ from dcgan_fast.dedup import reference
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 WORDS = [1, 2, 3, 4, 5, 9]  # a path of its own each, but for the last two
 ROWS = [0, 1, 2, 255, 256, 257, 8191, 8192, 20_000, 70_001]
+
+
+@pytest.fixture
+def set_threads() -> Iterator[Callable[[int], None]]:
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
 
 
 def random_codes(rows: int, words: int, kinds: int) -> Tensor:
@@ -111,6 +118,126 @@ def test_pack_takes_strided_input():
     x = torch.randn(30, 12, 2)
     for view in (x[:, :, 1], x[:, :, 0].t(), x[::3, 2:9, 0], x[:1, :, 0].expand(5, 12)):
         assert torch.equal(dedup.pack_codes(view), reference.pack_codes(view.contiguous()))
+
+
+# ---------------------------------------------------------------- pixel_codes
+
+
+def random_layer(rows: int, features: int, bits: int, dtype: torch.dtype, seed: int = 0):
+    generator = torch.Generator().manual_seed(seed)
+    pixels = torch.randint(0, 256, (rows, features), dtype=torch.uint8, generator=generator)
+    weight = (torch.randn(bits, features, generator=generator) / 255).to(dtype)
+    return pixels, weight, torch.randn(bits, generator=generator)
+
+
+def unpacked(codes: Tensor, bits: int) -> Tensor:
+    return (codes.unsqueeze(2) >> torch.arange(64) & 1).flatten(1)[:, :bits].bool()
+
+
+def assert_codes_of(codes: Tensor, pixels, weight, bias, threshold: float) -> None:
+    """The float64 activations' signs, but for those within float32's rounding of the threshold; no bits beyond."""
+    bits, features = weight.shape
+    assert codes.dtype == torch.int64 and codes.shape == (len(pixels), (bits + 63) // 64)
+    units = pixels.double() @ weight.double().t() + bias.double()
+    terms = pixels.double() @ weight.double().abs().t() + bias.double().abs()
+    close = (units - threshold).abs() < 2**-23 * (8 + features**0.5) * terms
+    assert (unpacked(codes, bits) == (units > threshold))[~close].all()
+    assert close.double().mean() < 0.02 or close.numel() < 500
+    assert torch.equal(dedup.pack_codes(unpacked(codes, bits).float(), 0.5), codes)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "rows, features, bits",
+    [(0, 5, 3), (1, 1, 1), (2, 31, 63), (33, 32, 64), (253, 33, 65), (77, 769, 128), (300, 3072, 128),
+     (31, 100, 1000)],
+)  # fmt: skip
+@pytest.mark.parametrize("threads", [1, 2])
+def test_pixel_codes_are_signs_of_a_linear_layer(dtype, rows, features, bits, threads, set_threads):
+    set_threads(threads)
+    pixels, weight, bias = random_layer(rows, features, bits, dtype)
+    for threshold in (0.0, 0.3, float("inf"), -float("inf")):
+        codes = dedup.pixel_codes(pixels, weight, bias, threshold)
+        assert_codes_of(codes, pixels, weight, bias, threshold)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=st.integers(0, 300),
+    features=st.integers(1, 900),
+    bits=st.integers(1, 200),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    seed=st.integers(0, 2**16),
+)
+def test_pixel_codes_of_any_shape(rows, features, bits, dtype, seed):
+    pixels, weight, bias = random_layer(rows, features, bits, dtype, seed)
+    assert_codes_of(dedup.pixel_codes(pixels, weight, bias), pixels, weight, bias, 0.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_pixel_codes_do_not_depend_on_the_batch(dtype, set_threads):
+    pixels, weight, bias = random_layer(517, 400, 100, dtype)
+    whole = dedup.pixel_codes(pixels, weight, bias)
+    for begin, end in ((0, 1), (516, 517), (3, 40), (100, 353), (1, 517)):
+        part = dedup.pixel_codes(pixels[begin:end], weight, bias)
+        assert torch.equal(part, whole[begin:end])
+    for threads in (1, 2, 3):
+        set_threads(threads)
+        assert torch.equal(dedup.pixel_codes(pixels, weight, bias), whole)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_byte_counts_as_itself(dtype):
+    pixels = torch.arange(256, dtype=torch.uint8).unsqueeze(1)
+    thresholds = torch.arange(256) + 0.5
+    codes = dedup.pixel_codes(pixels, torch.ones(256, 1, dtype=dtype), -thresholds)
+    assert torch.equal(unpacked(codes, 256), torch.arange(256).unsqueeze(1) > thresholds)
+
+
+def test_pixel_codes_take_strided_input():
+    pixels, weight, bias = random_layer(60, 80, 33, torch.float32)
+    expected = dedup.pixel_codes(
+        pixels[::2, 10:50].contiguous(), weight[:, 10:50].contiguous(), bias
+    )
+    wide = torch.stack([bias, bias], 1)
+    got = dedup.pixel_codes(pixels[::2, 10:50], weight.t().contiguous().t()[:, 10:50], wide[:, 1])
+    assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("module", [dedup, reference])
+@pytest.mark.parametrize(
+    "change, error, words",
+    [
+        ({"pixels": torch.zeros(3, 4)}, TypeError, "'pixels' must be uint8, got"),
+        ({"weight": torch.zeros(5, 4).half()}, TypeError, "'weight' must be float32 or bfloat16, got"),
+        ({"bias": torch.zeros(5).double()}, TypeError, "'bias' must be float32, got"),
+        ({"pixels": torch.zeros(4, dtype=torch.uint8)}, ValueError, r"'pixels' must be \(N, features\)"),
+        ({"pixels": torch.zeros(3, 0, dtype=torch.uint8)}, ValueError, "at least one feature, got"),
+        ({"weight": torch.zeros(5, 3)}, ValueError, r"'weight' must be \(bits, features\) .* 4 features, got"),
+        ({"weight": torch.zeros(0, 4)}, ValueError, "at least one bit"),
+        ({"bias": torch.zeros(6)}, ValueError, r"'bias' must be \(bits,\) with 5 bits, got"),
+        ({"weight": torch.full((5, 4), float("nan"))}, ValueError, "'weight' and 'bias' must be finite"),
+        ({"bias": torch.full((5,), float("inf"))}, ValueError, "'weight' and 'bias' must be finite"),
+        ({"threshold": float("nan")}, ValueError, "'threshold' must be a number, got nan"),
+    ],
+)  # fmt: skip
+def test_wrong_layers_are_named(module, change, error, words):
+    arguments = {
+        "pixels": torch.zeros(3, 4, dtype=torch.uint8),
+        "weight": torch.zeros(5, 4),
+        "bias": torch.zeros(5),
+        **change,
+    }
+    with pytest.raises(error, match=rf"pixel_codes\(\): .*{words}"):
+        module.pixel_codes(**arguments)
+
+
+def test_pixel_codes_on_other_devices():
+    pixels, weight, bias = (t.to("meta") for t in random_layer(3, 4, 70, torch.float32))
+    with pytest.raises(
+        (NotImplementedError, RuntimeError)
+    ):  # so it got to aten, which has no values there
+        dedup.pixel_codes(pixels, weight, bias)
 
 
 # ---------------------------------------------------------------- first_occurrence
@@ -230,6 +357,8 @@ def test_opcheck():
     ops, codes = torch.ops.dcgan_fast, random_codes(300, 2, 100)
     torch.library.opcheck(ops.pack_codes.default, (torch.randn(5, 70), 0.5))
     torch.library.opcheck(ops.pack_codes.default, (torch.randn(5, 70).half(), 0.5))
+    torch.library.opcheck(ops.pixel_codes.default, random_layer(5, 9, 70, torch.float32))
+    torch.library.opcheck(ops.pixel_codes.default, random_layer(5, 9, 70, torch.bfloat16))
     torch.library.opcheck(ops.first_occurrence.default, (codes,))
     torch.library.opcheck(ops.first_of_each.default, (codes,))
 

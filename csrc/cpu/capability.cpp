@@ -16,6 +16,7 @@
 #include "near_duplicates.h"
 #include "pack_codes.h"
 #include "parzen.h"
+#include "pixel_codes.h"
 #include "plane_bias_act.h"
 #include "pool_features.h"
 #include "tile_conv.h"
@@ -31,6 +32,7 @@ namespace dcgan_fast::cpu {
   extern const NearDuplicatesKernels near_duplicates;     \
   extern const PackCodesKernels pack_codes;               \
   extern const ParzenKernels parzen;                      \
+  extern const PixelCodesKernels pixel_codes;             \
   extern const PlaneBiasActKernels plane_bias_act;        \
   extern const PoolFeaturesKernels pool_features;         \
   }
@@ -52,9 +54,11 @@ extern const ConvEngine tiles;
 #ifdef DCGAN_FAST_X86
 namespace AVX512_BF16 {
 extern const ConvEngine tiles;
+extern const PixelCodesKernels pixel_codes;
 }
 namespace AMX {
 extern const ConvEngine tiles;
+extern const PixelCodesKernels pixel_codes;
 }
 namespace AMX_FP16 {
 extern const ConvEngine tiles;
@@ -99,8 +103,6 @@ const ParzenKernels& parzen_kernels() { return BEST_OF_EACH(parzen); }
 const PlaneBiasActKernels& plane_bias_act_kernels() { return BEST_OF_EACH(plane_bias_act); }
 const PoolFeaturesKernels& pool_features_kernels() { return BEST_OF_EACH(pool_features); }
 
-#undef BEST_OF_EACH
-
 namespace {
 
 // What multiplies tiles of 16-bit floats here: nothing better than floats (generic), vdpbf16ps, or the matrix unit, that of
@@ -132,6 +134,14 @@ bool tiles_pay(at::ScalarType dtype) {
   return tile_unit() >= TileUnit::amx || (tile_unit() == TileUnit::avx512_bf16 && dtype == at::kBFloat16);
 }
 
+const PixelCodesKernels& pixel_codes_kernels(at::ScalarType dtype) {
+#ifdef DCGAN_FAST_X86
+  if (dtype == at::kBFloat16 && tile_unit() >= TileUnit::amx) return AMX::pixel_codes;
+  if (dtype == at::kBFloat16 && tile_unit() == TileUnit::avx512_bf16) return AVX512_BF16::pixel_codes;
+#endif
+  return BEST_OF_EACH(pixel_codes);
+}
+
 std::vector<TileEngine> tile_engines() {
   std::vector<TileEngine> found;
 #ifdef DCGAN_FAST_X86
@@ -143,5 +153,7 @@ std::vector<TileEngine> tile_engines() {
   found.push_back({&DEFAULT_FP16::tiles, false, true});
   return found;
 }
+
+#undef BEST_OF_EACH
 
 }  // namespace dcgan_fast::cpu

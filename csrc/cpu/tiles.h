@@ -275,6 +275,10 @@ inline void pack_transposed(const T* const* rows, int64_t n, float scale, char* 
 
 // ---------------------------------------------------------------- the product
 
+struct Nothing {
+  void operator()() const {}
+};
+
 #if defined(__AMX_BF16__)
 
 // While it lives the thread's tile registers are configured; nothing else may use them then.
@@ -324,9 +328,11 @@ VEC_INLINE void multiply_parts() {
 
 #define MULTIPLY() multiply_parts<Part<T>>()
 
-// C[32, 32] at c with rows `stride` floats apart.
-template <typename T>
-inline void multiply(const char* a0, const RowLayout& rows, const char* b0, const Steps& steps, float* c, int64_t stride, bool add) {
+// C[32, 32] at c with rows `stride` floats apart. `meanwhile` is called once a step: what it does on vectors, up to some 60
+// cycles, goes on beside the matrix unit.
+template <typename T, typename Meanwhile = Nothing>
+inline void multiply(const char* a0, const RowLayout& rows, const char* b0, const Steps& steps, float* c, int64_t stride, bool add,
+                     Meanwhile meanwhile = {}) {
   constexpr int parts = kParts<T>;
   float* const lower = c + 16 * stride;
   const int64_t bytes = stride * 4;
@@ -369,6 +375,7 @@ inline void multiply(const char* a0, const RowLayout& rows, const char* b0, cons
         LOAD_B(0);
         MULTIPLY();
       }
+      meanwhile();
     }
   }
   _tile_stored(0, c, bytes);
@@ -385,8 +392,9 @@ inline void multiply(const char* a0, const RowLayout& rows, const char* b0, cons
 
 struct TileUnit {};
 
-template <typename T>
-inline void multiply(const char* a0, const RowLayout& rows, const char* b0, const Steps& steps, float* c, int64_t stride, bool add) {
+template <typename T, typename Meanwhile = Nothing>
+inline void multiply(const char* a0, const RowLayout& rows, const char* b0, const Steps& steps, float* c, int64_t stride, bool add,
+                     Meanwhile meanwhile = {}) {
   constexpr int parts = kParts<T>, kRows = 8;  // 16 accumulators, 2 columns of B
   for (int64_t row = 0; row < kBlock; row += kRows) {
     __m512 acc[kRows][2];
@@ -421,14 +429,16 @@ inline void multiply(const char* a0, const RowLayout& rows, const char* b0, cons
       for (int h = 0; h < 2; ++h) _mm512_storeu_ps(c + (row + r) * stride + 16 * h, acc[r][h]);
     }
   }
+  for (int64_t i = 0; i < steps.repeats * steps.count; ++i) meanwhile();
 }
 
 #else
 
 struct TileUnit {};
 
-template <typename T>
-inline void multiply(const char* a0, const RowLayout& rows, const char* b0, const Steps& steps, float* c, int64_t stride, bool add) {
+template <typename T, typename Meanwhile = Nothing>
+inline void multiply(const char* a0, const RowLayout& rows, const char* b0, const Steps& steps, float* c, int64_t stride, bool add,
+                     Meanwhile meanwhile = {}) {
   constexpr int parts = kParts<T>;
   for (int64_t row = 0; row < kBlock; ++row) {
     float acc[kBlock];
@@ -456,6 +466,7 @@ inline void multiply(const char* a0, const RowLayout& rows, const char* b0, cons
     }
     for (int64_t col = 0; col < kBlock; ++col) c[row * stride + col] = acc[col];
   }
+  for (int64_t i = 0; i < steps.repeats * steps.count; ++i) meanwhile();
 }
 
 #endif

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .codes import first_occurrence, first_of_each, near_duplicates, pack_codes
+from .codes import first_occurrence, first_of_each, near_duplicates, pack_codes, pixel_codes
 from .index import DedupIndex
 
 if TYPE_CHECKING:
@@ -21,9 +21,10 @@ __all__ = [
     "first_of_each",
     "near_duplicates",
     "pack_codes",
+    "pixel_codes",
 ]
 
-OPS = ("pack_codes", "first_occurrence", "first_of_each", "near_duplicates")
+OPS = ("pack_codes", "pixel_codes", "first_occurrence", "first_of_each", "near_duplicates")
 """Those with kernels of their own, for :func:`dcgan_fast.build_info`."""
 
 CUDA_OPS = ("pack_codes", "first_occurrence", "first_of_each")

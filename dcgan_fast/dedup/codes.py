@@ -10,7 +10,7 @@ from .. import _C
 from . import reference
 from .distributed import joined_first_occurrence
 
-__all__ = ["first_occurrence", "first_of_each", "near_duplicates", "pack_codes"]
+__all__ = ["first_occurrence", "first_of_each", "near_duplicates", "pack_codes", "pixel_codes"]
 
 _ops = torch.ops.dcgan_fast
 _SERVED_DEVICES = ("cpu",)
@@ -49,6 +49,37 @@ def pack_codes(activations: Tensor, threshold: float = 0.0) -> Tensor:
     if not served(activations, cuda=activations.dtype != torch.float64):
         return reference.pack_codes(activations, threshold)
     return _ops.pack_codes(activations, threshold)
+
+
+def pixel_codes(pixels: Tensor, weight: Tensor, bias: Tensor, threshold: float = 0.0) -> Tensor:
+    """Binary codes of images: ``pack_codes`` of a linear layer, ``linear(pixels, weight, bias)``.
+
+    On the CPU pixels become floats in the caches, and activations never leave them: it takes the time of the matrix
+    product, ``2 * features * bits`` FLOPs an image. A row's code is the same whatever rows stand beside it, and on any
+    number of threads. Sums are float32 in any case; bfloat16 holds bytes exactly, so ``weight`` alone is rounded.
+    Elsewhere PyTorch's own product, in the dtype of ``weight``.
+
+    Args:
+        pixels: uint8 ``(N, features)``, from 0 to 255 as they are: scales and means belong into weight and bias.
+        weight: float32 or bfloat16 ``(bits, features)``, finite.
+        bias: float32 ``(bits,)``, finite.
+        threshold: of the activations, see :func:`pack_codes`.
+
+    Returns:
+        int64 ``(N, words)`` with ``words = ceil(bits / 64)``, as :func:`pack_codes` packs them.
+
+    Raises:
+        ValueError: shapes that do not go together, no features, no bits; weights, biases or a threshold that are no
+            numbers.
+        TypeError: a dtype is wrong.
+
+    Source: Radford, Metz, Chintala 2016, section 4.1: the codes of images whose near-duplicates are removed.
+    """
+    if not served(pixels):
+        reference.check_pixels(pixels, weight, bias, threshold)
+        units = torch.addmm(bias.to(weight.dtype), pixels.to(weight.dtype), weight.t())
+        return pack_codes(units, threshold)
+    return _ops.pixel_codes(pixels, weight, bias, threshold)
 
 
 def first_occurrence(
@@ -139,6 +170,12 @@ def near_duplicates(codes: Tensor, radius: int) -> tuple[Tensor, Tensor]:
 def _(activations, threshold=0.0):  # type: ignore[no-untyped-def]
     words = (activations.size(1) + 63) // 64
     return activations.new_empty((activations.size(0), words), dtype=torch.int64)
+
+
+@torch.library.register_fake("dcgan_fast::pixel_codes")
+def _(pixels, weight, bias, threshold=0.0):  # type: ignore[no-untyped-def]
+    words = (weight.size(0) + 63) // 64
+    return pixels.new_empty((pixels.size(0), words), dtype=torch.int64)
 
 
 @torch.library.register_fake("dcgan_fast::first_occurrence")

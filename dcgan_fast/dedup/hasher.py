@@ -23,13 +23,13 @@ from ..data.pictures import ArrayPictures
 from ..devices import pick_device
 from ..errors import UserError
 from ..files import write_bytes
-from .codes import pack_codes
+from .codes import pixel_codes
 
 __all__ = ["SemanticHasher"]
 
 SIDE, CHANNELS = 32, 3
 _PIXELS = CHANNELS * SIDE**2
-_CHUNK = 512  # images encoded at once: always as many, so that an image's code is the same wherever it stands
+_CHUNK = 512  # images encoded at once on other devices than the CPU
 _SAMPLE = 4096  # images that the reports look at
 _UPDATES = 2400  # by default
 _IDLE = 1e-3  # a bit that is the other value for fewer of the images tells nothing
@@ -263,19 +263,18 @@ class SemanticHasher(TransformerMixin, BaseEstimator):
         if not hasattr(self, "encoder_"):
             raise NotFittedError("SemanticHasher.transform(): call fit() first, or load() one")
         images = _flat("transform", X)
-        device, dtype = pick_device(self.device), _DTYPES[self.dtype]
+        device = pick_device(self.device)
         # Pixels are whole numbers below 256, which bfloat16 holds exactly: scale and mean go into weight and bias.
-        weight = (self.encoder_.weight / 255).to(dtype)
+        weight = (self.encoder_.weight / 255).to(_DTYPES[self.dtype])
         bias = self.encoder_.bias - weight.double().mv(self.mean_.double() * 255).float()
-        weight, bias = weight.t().contiguous().to(device), bias.to(dtype).to(device)
-        codes = torch.empty(len(images), (self.bits + 63) // 64, dtype=torch.int64)
-        pixels = torch.zeros(_CHUNK, _PIXELS, dtype=dtype, device=device)
-        for start in range(0, len(images), _CHUNK):
-            chunk = images[start : start + _CHUNK]
-            pixels[: len(chunk)] = chunk.to(device)
-            units = torch.addmm(bias, pixels, weight)[: len(chunk)]
-            codes[start : start + _CHUNK] = pack_codes(units, self.threshold).cpu()
-        return codes
+        if device.type == "cpu":
+            return pixel_codes(images.cpu(), weight, bias, self.threshold)
+        weight, bias = weight.to(device), bias.to(device)
+        codes = [
+            pixel_codes(chunk.to(device), weight, bias, self.threshold).cpu()
+            for chunk in images.split(_CHUNK)
+        ]
+        return torch.cat(codes)
 
     # --------------------------------------------------------------------------------------- files
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["first_occurrence", "first_of_each", "near_duplicates", "pack_codes"]
+__all__ = ["first_occurrence", "first_of_each", "near_duplicates", "pack_codes", "pixel_codes"]
 
 _BLOCK = 1024  # rows that are compared with all at once
 
@@ -47,6 +47,40 @@ def pack_codes(activations: Tensor, threshold: float = 0.0) -> Tensor:
     padded = torch.nn.functional.pad(bits, (0, -bits.size(1) % 64)).long()
     places = torch.arange(64, device=activations.device)
     return (padded.view(len(bits), padded.size(1) // 64, 64) << places).sum(2)
+
+
+def check_pixels(pixels: Tensor, weight: Tensor, bias: Tensor, threshold: float) -> None:
+    """As the kernel of :func:`pixel_codes` does; raises TypeError and ValueError."""
+    op = "pixel_codes()"
+    if pixels.dtype != torch.uint8:
+        raise TypeError(f"{op}: 'pixels' must be uint8, got {pixels.dtype}")
+    if weight.dtype not in (torch.float32, torch.bfloat16):
+        raise TypeError(f"{op}: 'weight' must be float32 or bfloat16, got {weight.dtype}")
+    if bias.dtype != torch.float32:
+        raise TypeError(f"{op}: 'bias' must be float32, got {bias.dtype}")
+    if pixels.dim() != 2 or pixels.size(1) < 1:
+        raise ValueError(
+            f"{op}: 'pixels' must be (N, features) with at least one feature, got {tuple(pixels.shape)}"
+        )
+    if weight.dim() != 2 or weight.size(0) < 1 or weight.size(1) != pixels.size(1):
+        raise ValueError(
+            f"{op}: 'weight' must be (bits, features) with at least one bit and {pixels.size(1)} features, "
+            f"got {tuple(weight.shape)}"
+        )
+    if bias.shape != weight.shape[:1]:
+        raise ValueError(
+            f"{op}: 'bias' must be (bits,) with {weight.size(0)} bits, got {tuple(bias.shape)}"
+        )
+    if not (weight.isfinite().all() and bias.isfinite().all()):
+        raise ValueError(f"{op}: 'weight' and 'bias' must be finite")
+    if threshold != threshold:
+        raise ValueError(f"{op}: 'threshold' must be a number, got nan")
+
+
+def pixel_codes(pixels: Tensor, weight: Tensor, bias: Tensor, threshold: float = 0.0) -> Tensor:
+    """See :func:`dcgan_fast.dedup.pixel_codes`."""
+    check_pixels(pixels, weight, bias, threshold)
+    return pack_codes(torch.addmm(bias, pixels.float(), weight.float().t()), threshold)
 
 
 def first_occurrence(codes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
