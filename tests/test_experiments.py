@@ -328,7 +328,9 @@ def test_nearest_of_a_conditional_generator(labelled: Path) -> None:
     run("nearest", labelled, "--data", "set.npz", *QUICK, "--out", "a.png")
     found = figures("a.json")
     assert (found["training_images"], found["held_out_images"]) == (60, 30)
-    assert list(found["nearness"]) == ["pixels"] and found["nearness"]["pixels"]["held_out"] > 0
+    assert list(found["nearness"]) == ["pixels", "discriminator"]
+    assert found["nearness"]["pixels"]["held_out"] > 0
+    assert found["distances"]["discriminator's maps"]["features"] == 4 + 8
     assert found["real_to_samples"]["real_images"] == "30 held out"
     assert all(0 <= each["accuracy"] <= 1 for each in found["real_to_samples"]["at"])
     run("nearest", labelled, "--data", "set.npz", "--split", "all", *QUICK, "--class", "1")
@@ -362,7 +364,7 @@ def test_nearest_errors(colour: Path, labelled: Path, error_of: Callable[..., st
     assert "'k' must be an integer from 1 to 20, got 21" in error_of(*command, "-k", "21")
     assert "'sizes' must ascend" in error_of(*command, "--sizes", "20,10", "--samples", "20")
     assert "'samples' must be an integer of at least 2" in error_of(*command, "--samples", "1")
-    assert "--class is for a generator" in error_of(*command, "--class", "1")
+    assert "--class is for networks that were" in error_of(*command, "--class", "1")
     assert "no such checkpoint" in error_of(*command, "--features", "none.pt2", *QUICK)
     assert "no such file or folder" in error_of("nearest", colour, "--data", "none")
     assert not files()
