@@ -393,7 +393,7 @@ class Trainer:
 
     def _remedy(self) -> str:
         where = f"{self.run.watch} and {self.run.samples} show" if self.run else "watch.png shows"
-        return f"{where} since when; what may help: a lower --lr, or an end before it"
+        return f"{where} since when; a lower --lr than {self.config.lr:g} may help, or an end before it"
 
     def _make_watch(self) -> CollapseWatch:
         """Latents, and real images to compare the samples with, that do not depend on any other setting."""

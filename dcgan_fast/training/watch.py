@@ -21,7 +21,7 @@ diversity      of the samples: the mean distance between two of them (of one cla
 
 A filter has collapsed where its deviation is at most a hundredth of its layer's largest, its sameness at least 0.99, or
 its wave at least 0.95 on maps of 8x8 or more. It oscillates where its swing is at least 1. The samples have collapsed
-where their diversity is at most 0.15. Whether these bounds hold is measured in ``benchmarks/results/watch.md``.
+where their diversity is at most 0.15. Whether these bounds hold is measured in ``docs/watch.md``.
 
 Waves and swings are of the first 16 latents; swings of 16 random projections of their maps, whose mean products are
 those of the maps within a quarter or so: a checkpoint keeps these and no maps. A look, every hundred steps, costs less
@@ -49,7 +49,7 @@ STEPS = 100  # between looks
 DEAD, SAME, WAVE, SWING, ALIKE = 0.01, 0.99, 0.95, 1.0, 0.15  # the bounds, see above
 SHARE, FEWEST = 0.05, 2  # of a layer's filters that must have collapsed for a warning
 IN_A_ROW = 3  # looks at which that must be so
-EARLY = 5  # looks of which none counts: a young generator has little variety
+EARLY = 5  # looks at which variety does not count: a young generator has little
 _FEW = 16  # samples of which waves and swings are: enough for a mean, and a quarter of the cost
 _WAVE_SIDE = 8  # of the smallest maps that show waves: on 4x4 two components are a quarter of all
 _PROJECTIONS = 16
@@ -270,13 +270,16 @@ class CollapseWatch:
 
     def _count(self, found: Record) -> None:
         """For how many looks in a row each kind of collapse has been there."""
+        early = self.looks <= EARLY
         there = {
-            "filters": any(_many(each.collapsed) for each in self.layers),
+            "filters": any(
+                _many(each.dead | each.waves if early else each.collapsed) for each in self.layers
+            ),
             "oscillation": any(_many(each >= SWING) for each in self.swings),
-            "samples": found.get("diversity", 1.0) <= ALIKE,
+            "samples": found.get("diversity", 1.0) <= ALIKE and not early,
         }
         for kind, is_there in there.items():
-            self._streaks[kind] = self._streaks[kind] + 1 if is_there and self.looks > EARLY else 0
+            self._streaks[kind] = self._streaks[kind] + 1 if is_there else 0
 
     def warning(self) -> str | None:
         """What has collapsed for three looks in a row, in a sentence; None where nothing has, or it was said before."""
