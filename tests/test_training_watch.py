@@ -479,6 +479,23 @@ def test_gradients_that_are_no_numbers_end_a_run() -> None:
         run.fit()
 
 
+@pytest.mark.usefixtures("at_every_line")
+def test_samples_that_are_no_numbers_end_a_run() -> None:
+    """The losses of a step do not show what its update did; a look does."""
+    run = tiny_runs.trainer(log_every=1)
+    update = run._update
+
+    def poisoned(real: Any, draw: Any) -> Tensor:
+        row = update(real, draw)
+        with torch.no_grad():
+            run.generator.main[0].weight.fill_(math.nan)
+        return row
+
+    run._update = poisoned
+    with pytest.raises(TrainingDiverged, match="^diversity is nan at step 1: training diverged"):
+        run.fit()
+
+
 def test_diversity_is_of_pairs_of_one_class() -> None:
     rng = np.random.default_rng(0)
     templates = rng.integers(0, 256, (12, 1, 16, 16))

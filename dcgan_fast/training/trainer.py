@@ -58,9 +58,7 @@ _MAX_GRIDS = 50  # a run; more epochs than that get a grid every few
 _MAX_ROWS = 32  # of a grid of classes; of more than that some are shown
 _FEWEST_COLUMNS = 8  # of such a grid
 _WATCHED_CLASSES = 8  # of more than that some are watched
-_REAL_IMAGES = (
-    32  # of a class, between which real distances are measured; eight times as many without classes
-)
+_REAL_IMAGES = 32  # of a class, whose distances are diversity's measure; without classes 256
 
 
 class _Grid(NamedTuple):
@@ -381,14 +379,15 @@ class Trainer:
         """The norms of the gradients of this step's last updates, and what there is to see where a look is due."""
         norms = [gradient_norm(network) for network in (self.discriminator, self.generator)]
         found = dict(zip(("grad_norm_d", "grad_norm_g"), torch.stack(norms).tolist(), strict=True))
-        for name, norm in found.items():
-            if not math.isfinite(norm):
-                raise TrainingDiverged(f"{name} is {norm} at step {self.step}")
         lines = max(1, round(WATCHED_STEPS / self.config.log_every))
-        if self.step % (lines * self.config.log_every) == 0:
+        is_due = self.step % (lines * self.config.log_every) == 0
+        if is_due:
             found |= watch.look(self.generator)
-            if complaint := watch.warning():
-                warnings.warn(f"step {self.step}: {complaint}; {self._remedy()}", stacklevel=2)
+        for name, value in found.items():
+            if not math.isfinite(value):
+                raise TrainingDiverged(f"{name} is {value} at step {self.step}")
+        if is_due and (complaint := watch.warning()):
+            warnings.warn(f"step {self.step}: {complaint}; {self._remedy()}", stacklevel=2)
         return found
 
     def _remedy(self) -> str:

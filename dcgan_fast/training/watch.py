@@ -24,8 +24,8 @@ its wave at least 0.95 on maps of 8x8 or more. It oscillates where its swing is 
 where their diversity is at most 0.15. Whether these bounds hold is measured in ``docs/watch.md``.
 
 Waves and swings are of the first 16 latents; swings of 16 random projections of their maps, whose mean products are
-those of the maps within a quarter or so: a checkpoint keeps these and no maps. A look, every hundred steps, costs less
-than half a step, all that is watched less than a hundredth of the time of training (measured there too).
+those of the maps within a quarter or so: a checkpoint keeps these and no maps. A look, every hundred steps, and the
+gradients' norms at each line of the log take 0.4% of the time of training on digits, 0.14% at 64x64 (measured there).
 """
 
 from __future__ import annotations
