@@ -13,7 +13,7 @@ from functools import partial
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import models
 from .conditional import ConditionalDiscriminator
@@ -73,22 +73,28 @@ def _features_of_no_class(
     value_range: tuple[float, float],
     images: np.ndarray,
 ) -> np.ndarray:
+    from .features.discriminator import pool_features
+
     parameter = next(discriminator.parameters())
-    maps = normalize(images, value_range, device=parameter.device).to(parameter.dtype)
+    maps = normalize(
+        images, value_range, device=parameter.device, memory_format=torch.channels_last
+    ).to(parameter.dtype)
     classes = discriminator.classes
     labels = torch.full((len(maps), classes), 1 / classes).to(parameter)
     was_training = discriminator.training
     discriminator.eval()
-    found, start = [], 0
+    layers = map_layers(discriminator)
+    features = torch.empty(len(maps), sum(layer.shape[0] for layer in layers) * side**2)
+    start = column = 0
     try:
         with torch.no_grad():
-            for layer in map_layers(discriminator):
+            for layer in layers:
                 maps = run_layers(discriminator, maps, labels, start, layer.end)
-                found.append(nn.functional.adaptive_max_pool2d(maps, side).flatten(1).float())
-                start = layer.end
+                pool_features(maps, side, features, column)
+                start, column = layer.end, column + layer.shape[0] * side**2
     finally:
         discriminator.train(was_training)
-    return torch.cat(found, 1).cpu().numpy()
+    return features.numpy()
 
 
 def draw_bytes(
