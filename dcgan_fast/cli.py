@@ -22,6 +22,7 @@ from typing import Any, NoReturn
 
 import torch
 from torch import nn
+from tqdm import tqdm
 
 from . import __version__, build_info, models
 from .bench import load_run, report_markdown, write_report
@@ -79,7 +80,8 @@ def _user_message(error: Exception) -> str | None:
 
 
 def _print_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    print(f"dcgan-fast: warning: {' '.join(str(message).split())}", file=sys.stderr)
+    """On a line of its own, also where a progress bar is drawn."""
+    tqdm.write(f"dcgan-fast: warning: {' '.join(str(message).split())}", file=sys.stderr)
 
 
 # -------------------------------------------------------------------------------------- commands
@@ -570,7 +572,7 @@ def _parser() -> argparse.ArgumentParser:
             "train",
             _train,
             "train a generator on images",
-            "Writes runs/NAME/: a grid of samples an epoch, the curves of the losses,\n"
+            "Writes runs/NAME/: a grid of samples an epoch, the curves of the losses, watch.png,\n"
             "metrics.jsonl, config.json, a checkpoint that training continues from bit for bit,\n"
             "and the weights alone (generator.pth, discriminator.pth) as pytorch/examples keeps\n"
             "them.\n"
@@ -874,6 +876,12 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"averaged into a line of metrics.jsonl (default: {default.log_every})",
     )
     add(
+        "--watch",
+        action=argparse.BooleanOptionalAction,
+        help="log the gradients' norms and, every 100 steps, how G's filters and samples vary; draw them as "
+        "watch.png; warn once when they collapse (default: yes)",
+    )
+    add(
         "--save-every",
         type=_save_every,
         metavar="N|Ts",
@@ -888,8 +896,8 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
         const="",
         metavar="RUN",
         help="continue a run, bit for bit: a run folder, a checkpoint, or else the newest run in "
-        "--out; only --epochs (upwards), --max-steps, --grid-every, --save-every, --device and "
-        "--threads may differ from the run's",
+        "--out; only --epochs (upwards), --max-steps, --grid-every, --save-every, --watch, --device "
+        "and --threads may differ from the run's",
     )
 
     group = parser.add_argument_group(

@@ -239,10 +239,14 @@ class ConditionalGenerator(_ConditionalNetwork, LatentNetwork):
         where = "ConditionalGenerator.forward()"
         check_shape(where, "latent", latent, (self.nz,), (self.nz, 1, 1))
         check_labels(where, labels, len(latent), self.classes)
+        return self._run(self.first_input(latent, labels), labels)
+
+    def first_input(self, latent: Tensor, labels: Tensor) -> Tensor:
+        """What ``main`` is called with for ``latent`` (N, nz) or (N, nz, 1, 1), labels aside where it takes them."""
         input = latent.flatten(1)
-        if not self._concatenates:
-            input = torch.cat([input, _vectors_of(self.embedding, labels).to(input.dtype)], 1)
-        return self._run(input, labels)
+        if self._concatenates:
+            return input
+        return torch.cat([input, _vectors_of(self.embedding, labels).to(input.dtype)], 1)
 
     @property
     def values_per_image(self) -> int:

@@ -18,11 +18,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .errors import UserError
-from .layers import MapLayer, choose_layer
-from .networks import Generator, check_shape, integer
+from .labels import check_labels
+from .layers import GENERATORS, AnyGenerator, MapLayer, choose_layer, run_layers
+from .models import draw_input
+from .networks import check_shape, integer
 from .nn import population_statistics
 from .visualize import to_uint8
 
@@ -181,7 +183,7 @@ def _cells(masks: np.ndarray, side: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Forgotten:
-    """What :func:`forget` did; images are float32 (N, C, S, S) in [-1, 1] on the CPU.
+    """What :func:`forget` did; images are float32 (N, C, S, S) on the CPU, in [-1, 1] whatever the generator's range.
 
     layer:    whose maps were dropped
     weights:  float64 (maps,), of the logistic regression on each map's value
@@ -219,10 +221,11 @@ class Forgotten:
 
 
 def forget(
-    generator: Generator,
+    generator: AnyGenerator,
     latents: Tensor,
     boxes: Detector | Sequence[Sequence[Box]] | np.ndarray,
     *,
+    labels: Tensor | None = None,
     layer: int = -2,
     bn: str = "running",
     strength: float = 1.0,
@@ -235,9 +238,10 @@ def forget(
     deviation, which changes no sign) tells the two apart. Every fifth image is left out of it, to measure it by.
 
     Args:
-        generator: one without labels; left as it is.
+        generator: a Generator or a ConditionalGenerator; left as it is.
         latents: (N, nz) or (N, nz, 1, 1): the samples.
         boxes: of each sample (:data:`Box`), or masks, bool (N, S, S), or a :data:`Detector` that finds them.
+        labels: int64 (N,), the class of each sample, of a generator that has classes.
         layer: whose maps, from 1, the projection; negative ones count from the last before the image, -1. The default
             is the last but one (see the top of this module).
         bn: ``running`` or ``population`` statistics, as for :func:`dcgan_fast.models.generate`.
@@ -245,14 +249,22 @@ def forget(
         seed: of the positions outside, and of the control's maps.
 
     Raises:
-        UserError: there is no such layer, ``boxes`` do not fit the samples or are empty, or leave positions of one
-            class only; no map has a weight above 0.
+        UserError: there is no such layer, labels are missing or there are no classes, ``boxes`` do not fit the samples
+            or are empty, or leave positions of one class only; no map has a weight above 0.
     """
-    if not isinstance(generator, Generator):
+    if not isinstance(generator, GENERATORS):
         raise UserError(
-            f"forget(): 'generator' must be a Generator, got a {type(generator).__name__}"
+            "forget(): 'generator' must be a Generator or a ConditionalGenerator, got a "
+            f"{type(generator).__name__}"
         )
     check_shape("forget()", "latents", latents, (generator.nz,), (generator.nz, 1, 1))
+    if (labels is None) != (generator.classes == 0):
+        raise UserError(
+            f"forget(): 'labels' must {'be given, one a sample' if generator.classes else 'be None'}: the "
+            f"generator has {generator.classes or 'no'} classes"
+        )
+    if labels is not None:
+        check_labels("forget()", labels, len(latents), generator.classes)
     chosen = choose_layer("forget", generator, layer)
     if bn not in ("running", "population"):
         raise UserError(f"forget(): 'bn' must be running or population, got {bn!r}")
@@ -260,8 +272,8 @@ def forget(
         raise UserError(f"forget(): 'strength' must be a number above 0, got {strength!r}")
     seed = integer("forget", "seed", seed, 0)
     with _prepared(generator, bn), torch.no_grad():
-        maps = _first_half(generator, latents, chosen)
-        whole = _second_half(generator, maps, chosen)
+        maps = _first_half(generator, latents, labels, chosen)
+        whole = _second_half(generator, maps, labels, chosen)
         found = boxes
         if callable(boxes):
             pixels = to_uint8(whole).transpose(0, 3, 1, 2)
@@ -278,7 +290,7 @@ def forget(
         others = np.zeros(len(dropped), bool)
         others[rng.permutation(len(dropped))[: dropped.sum()]] = True
         without, control = (
-            _second_half(generator, maps * _kept(which, maps), chosen)
+            _second_half(generator, maps * _kept(which, maps), labels, chosen)
             for which in (dropped, others)
         )
     return Forgotten(
@@ -297,14 +309,14 @@ def forget(
 
 
 @contextmanager
-def _prepared(generator: Generator, bn: str) -> Iterator[None]:
+def _prepared(generator: AnyGenerator, bn: str) -> Iterator[None]:
     """In evaluation mode, with the statistics asked for; afterwards as it was."""
     training = generator.training
     state = {name: buffer.clone() for name, buffer in generator.named_buffers()}
     try:
         if bn == "population":
             stream = torch.Generator().manual_seed(0)
-            draws = (generator.sample_latent(_BATCH, generator=stream) for _ in range(50))
+            draws = (draw_input(generator, _BATCH, stream) for _ in range(50))
             with torch.no_grad():
                 population_statistics(generator, draws)
         generator.eval()
@@ -315,17 +327,36 @@ def _prepared(generator: Generator, bn: str) -> Iterator[None]:
             buffer.copy_(state[name])
 
 
-def _first_half(generator: Generator, latents: Tensor, layer: MapLayer) -> Tensor:
+def _parts(labels: Tensor | None, count: int, device: torch.device) -> Sequence[Tensor | None]:
+    """The labels of each batch of ``count`` samples; None for each where there are none."""
+    batches = range(0, count, _BATCH)
+    return [None if labels is None else labels[n : n + _BATCH].to(device) for n in batches]
+
+
+def _first_half(
+    generator: AnyGenerator, latents: Tensor, labels: Tensor | None, layer: MapLayer
+) -> Tensor:
     parameter = next(generator.parameters())
-    flat = latents.detach().flatten(1).to(parameter.device, parameter.dtype)
-    input = flat[..., None, None] if generator.projection == "conv" else flat
-    part = generator.main[: layer.end]
-    return torch.cat([part(each) for each in input.split(_BATCH)])
+    latents = latents.detach().flatten(1).to(parameter.device, parameter.dtype)
+    found = []
+    of_batches = _parts(labels, len(latents), parameter.device)
+    for batch, its_labels in zip(latents.split(_BATCH), of_batches, strict=True):
+        arguments = (batch,) if its_labels is None else (batch, its_labels)
+        input = generator.first_input(*arguments)
+        found.append(run_layers(generator, input, its_labels, end=layer.end))
+    return torch.cat(found)
 
 
-def _second_half(generator: Generator, maps: Tensor, layer: MapLayer) -> Tensor:
-    part: nn.Module = generator.main[layer.end :]
-    return torch.cat([part(each) for each in maps.split(_BATCH)])
+def _second_half(
+    generator: AnyGenerator, maps: Tensor, labels: Tensor | None, layer: MapLayer
+) -> Tensor:
+    """Images in [-1, 1]."""
+    low, high = generator.output_range
+    batches = zip(maps.split(_BATCH), _parts(labels, len(maps), maps.device), strict=True)
+    images = torch.cat(
+        [run_layers(generator, batch, its, start=layer.end) for batch, its in batches]
+    )
+    return images if (low, high) == (-1, 1) else (images - low) * (2 / (high - low)) - 1
 
 
 def _kept(dropped: np.ndarray, maps: Tensor) -> Tensor:

@@ -11,14 +11,15 @@ DCGAN's discriminator has LeakyReLUs, on which neither paper says a word; the tw
                                                       are fuller and less sharp
 ========  ==========================================  ==============================================================
 
-The forward pass is the network's own under both.
+The forward pass is the network's own under both. A discriminator with classes is told a label with each image; the
+gradient is that of the image alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -27,9 +28,19 @@ from tqdm import tqdm
 
 from .data import normalize
 from .errors import UserError
-from .layers import MapLayer, check_images, choose_layer
+from .labels import takes_labels
+from .layers import (
+    DISCRIMINATORS,
+    AnyDiscriminator,
+    D,
+    MapLayer,
+    check_image_labels,
+    check_images,
+    choose_layer,
+    run_layers,
+)
 from .models import weights_init
-from .networks import Discriminator, choice, integer
+from .networks import choice, integer
 
 __all__ = ["RULES", "TopResponses", "guided_backprop", "guided_gradient", "random_twin"]
 
@@ -100,12 +111,13 @@ class _GuidedLeakyReLU(torch.autograd.Function):
 
 
 def guided_gradient(
-    discriminator: Discriminator,
+    discriminator: AnyDiscriminator,
     images: Tensor,
     layer: MapLayer,
     features: Tensor,
     places: Tensor,
     *,
+    labels: Tensor | None = None,
     rule: str = "relu",
 ) -> Tensor:
     """Guided backpropagation from one activation of each image to that image.
@@ -116,6 +128,7 @@ def guided_gradient(
         layer: of :func:`dcgan_fast.layers.map_layers`.
         features: int64 (N,), a map of the layer for each image.
         places: int64 (N, 2), row and column on it.
+        labels: as the discriminator takes them; None for one without classes.
         rule: one of :data:`RULES`, described at the top of this module.
 
     Returns:
@@ -134,6 +147,8 @@ def guided_gradient(
             for child in list(discriminator.main)[: layer.end]:
                 if isinstance(child, nn.LeakyReLU):
                     x = _GuidedLeakyReLU.apply(x, child.negative_slope, rule)
+                elif takes_labels(child):
+                    x = child(x, labels)
                 else:
                     x = child(x)
             chosen = x[torch.arange(len(x), device=x.device), features, places[:, 0], places[:, 1]]
@@ -144,9 +159,11 @@ def guided_gradient(
 
 
 def guided_backprop(
-    discriminator: Discriminator,
+    discriminator: AnyDiscriminator,
     images: np.ndarray,
+    labels: np.ndarray | None = None,
     *,
+    value_range: tuple[float, float] = (-1.0, 1.0),
     layer: int = -1,
     features: int | Sequence[int] = 6,
     top: int = 8,
@@ -159,6 +176,8 @@ def guided_backprop(
         discriminator: batch norm uses its running statistics
             (:func:`dcgan_fast.layers.with_population_statistics` makes them for one that has none).
         images: uint8 (N, C, S, S), as the discriminator's: ``Dataset.images``. They are read in one pass.
+        labels: int64 (N,), what a discriminator with classes is told of each; None for one without.
+        value_range: of the images that the discriminator was trained on: the ``output_range`` of its generator.
         layer: of the discriminator's convolutions, from 1; -1 is the last, the paper's.
         features: the first so many of its maps, the paper's six; or their numbers from 0.
         top: images of each, at most N.
@@ -166,14 +185,16 @@ def guided_backprop(
         progress: whether to show a bar.
 
     Raises:
-        UserError: there is no such layer, map or rule, or the images are not the discriminator's.
+        UserError: there is no such layer, map or rule, or images or labels are not the discriminator's.
     """
     owner = "guided_backprop"
-    if not isinstance(discriminator, Discriminator):
+    if not isinstance(discriminator, DISCRIMINATORS):
         raise UserError(
-            f"{owner}(): 'discriminator' must be a Discriminator, got a {type(discriminator).__name__}"
+            f"{owner}(): 'discriminator' must be a Discriminator or a ConditionalDiscriminator, got a "
+            f"{type(discriminator).__name__}"
         )
     check_images(owner, discriminator, images)
+    known = check_image_labels(owner, discriminator, labels, len(images))
     chosen = choose_layer(owner, discriminator, layer)
     maps = chosen.shape[0]
     if isinstance(features, Sequence):
@@ -184,18 +205,27 @@ def guided_backprop(
         raise UserError(f"{owner}(): 'features' must name at least one map, got none")
     top = integer(owner, "top", top, 1, len(images))
     choice(owner, "rule", rule, RULES)
-    values, rows, places, mean = _scan(discriminator, images, chosen, numbers, top, progress)
     device = next(discriminator.parameters()).device
+
+    def inputs(rows: np.ndarray | slice) -> tuple[Tensor, Tensor | None]:
+        its_labels = None if known is None else known[rows].to(device)
+        return normalize(images[rows], value_range, device=device), its_labels
+
+    values, rows, places, mean = _scan(
+        discriminator, inputs, len(images), chosen, numbers, top, progress
+    )
     shown = images[rows.numpy()]
     gradients = []
-    for number, its_images, its_places in zip(numbers, shown, places, strict=True):
+    for number, its_rows, its_places in zip(numbers, rows.numpy(), places, strict=True):
+        its_images, its_labels = inputs(its_rows)
         gradients.append(
             guided_gradient(
                 discriminator,
-                normalize(its_images, device=device),
+                its_images,
                 chosen,
                 torch.full((top,), number, device=device),
                 its_places.to(device),
+                labels=its_labels,
                 rule=rule,
             ).cpu()
         )
@@ -212,16 +242,18 @@ def guided_backprop(
 
 
 def _scan(
-    discriminator: Discriminator,
-    images: np.ndarray,
+    discriminator: AnyDiscriminator,
+    inputs: Callable[[slice], tuple[Tensor, Tensor | None]],
+    count: int,
     layer: MapLayer,
     features: list[int],
     top: int,
     progress: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Values, rows and places (features, top) of the largest responses, and the mean over all images, (features,)."""
-    device = next(discriminator.parameters()).device
-    part = discriminator.main[: layer.end]
+    """Values, rows and places (features, top) of the largest responses, and the mean over all images, (features,).
+
+    ``inputs`` gives some of the ``count`` images, as the discriminator takes them, and their labels.
+    """
     values = torch.empty(len(features), 0)
     rows = torch.empty(len(features), 0, dtype=torch.int64)
     places = rows.clone()
@@ -231,11 +263,12 @@ def _scan(
     try:
         with (
             torch.no_grad(),
-            tqdm(total=len(images), desc="responses", unit=" images", disable=not progress) as bar,
+            tqdm(total=count, desc="responses", unit=" images", disable=not progress) as bar,
         ):
-            for start in range(0, len(images), _BATCH):
-                batch = normalize(images[start : start + _BATCH], device=device)
-                found, where = part(batch)[:, features].float().flatten(2).max(2)
+            for start in range(0, count, _BATCH):
+                batch, labels = inputs(slice(start, start + _BATCH))
+                maps = run_layers(discriminator, batch, labels, end=layer.end)
+                found, where = maps[:, features].float().flatten(2).max(2)
                 total += found.double().sum(0).cpu()
                 values = torch.cat([values, found.T.cpu()], 1)
                 places = torch.cat([places, where.T.cpu()], 1)
@@ -249,10 +282,10 @@ def _scan(
         discriminator.train(was_training)
     width = layer.shape[2]
     two = torch.stack([places.div(width, rounding_mode="floor"), places % width], 2)
-    return values, rows, two, (total / len(images)).float()
+    return values, rows, two, (total / count).float()
 
 
-def random_twin(discriminator: Discriminator, seed: int = 0) -> Discriminator:
+def random_twin(discriminator: D, seed: int = 0) -> D:
     """A discriminator of the same settings whose weights are drawn from ``seed``: the control.
 
     On the same device. Its batch norms have no statistics yet: :func:`dcgan_fast.layers.with_population_statistics`.
@@ -260,6 +293,7 @@ def random_twin(discriminator: Discriminator, seed: int = 0) -> Discriminator:
     parameter = next(discriminator.parameters())
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        twin = type(discriminator)(**discriminator.config)
+        twin = cast(D, type(discriminator)(**discriminator.config))
         weights_init(twin)
-    return twin.to(parameter.device, parameter.dtype).eval()
+    twin.to(parameter.device, parameter.dtype).eval()
+    return twin

@@ -45,6 +45,7 @@ __all__ = [
     "LabelSequential",
     "check_labels",
     "one_hot",
+    "takes_labels",
 ]
 
 
@@ -306,6 +307,11 @@ class LabelConvTranspose2d(_LabelConvolution, nn.ConvTranspose2d):
 
 
 _LABELLED = (LabelLinear, _LabelConvolution)
+
+
+def takes_labels(module: nn.Module) -> bool:
+    """Whether ``module`` is a layer of this module, called as ``layer(input, labels)``."""
+    return isinstance(module, _LABELLED)
 
 
 class LabelSequential(nn.Sequential):

@@ -9,17 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from . import models
+from .conditional import ConditionalDiscriminator
+from .data import normalize
 from .errors import UserError
+from .layers import AnyDiscriminator, map_layers, run_layers
 from .metrics import NearestSoFar, extract_features
 from .metrics.distances import FeatureExtractor
 from .metrics.likelihood import pixels
-from .networks import Discriminator, integer
+from .networks import integer
 from .visualize import to_uint8
 
 __all__ = [
@@ -44,16 +48,53 @@ def pixel_features(images: np.ndarray) -> np.ndarray:
     return pixels(images).numpy()
 
 
-def pooled_features(discriminator: Discriminator, side: int = 4) -> FeatureExtractor:
+def pooled_features(
+    discriminator: AnyDiscriminator,
+    side: int = 4,
+    value_range: tuple[float, float] = (-1.0, 1.0),
+) -> FeatureExtractor:
     """What turns uint8 images into the features of the paper's classifiers: every convolution's activations, max-pooled
     to ``side`` x ``side``, flattened, concatenated; ``side`` 1 leaves a number a map.
 
-    Batch norm uses the discriminator's running statistics.
+    Batch norm uses the discriminator's running statistics. One with classes is told all of them alike, the weights
+    1 / classes, so that features depend on the image alone; it takes images in ``value_range``.
     """
+    if isinstance(discriminator, ConditionalDiscriminator):
+        return partial(_features_of_no_class, discriminator, side, value_range)
     from .features import DiscriminatorFeatures  # scikit-learn takes most of a second to import
 
     device = str(next(discriminator.parameters()).device)
     return DiscriminatorFeatures(discriminator, size=side, device=device).fit().transform
+
+
+def _features_of_no_class(
+    discriminator: ConditionalDiscriminator,
+    side: int,
+    value_range: tuple[float, float],
+    images: np.ndarray,
+) -> np.ndarray:
+    from .features.discriminator import pool_features
+
+    parameter = next(discriminator.parameters())
+    maps = normalize(
+        images, value_range, device=parameter.device, memory_format=torch.channels_last
+    ).to(parameter.dtype)
+    classes = discriminator.classes
+    labels = torch.full((len(maps), classes), 1 / classes).to(parameter)
+    was_training = discriminator.training
+    discriminator.eval()
+    layers = map_layers(discriminator)
+    features = torch.empty(len(maps), sum(layer.shape[0] for layer in layers) * side**2)
+    start = column = 0
+    try:
+        with torch.no_grad():
+            for layer in layers:
+                maps = run_layers(discriminator, maps, labels, start, layer.end)
+                pool_features(maps, side, features, column)
+                start, column = layer.end, column + layer.shape[0] * side**2
+    finally:
+        discriminator.train(was_training)
+    return features.numpy()
 
 
 def draw_bytes(

@@ -422,7 +422,7 @@ def generate(
             _check_batch(generator, bn, batch_size)
             stream = torch.Generator().manual_seed(seed)
             population_statistics(
-                generator, (_draw_input(generator, batch_size, stream) for _ in range(count))
+                generator, (draw_input(generator, batch_size, stream) for _ in range(count))
             )
         generator.eval()
         if bn == "batch":
@@ -432,7 +432,8 @@ def generate(
         return torch.cat([generator(*batch) for batch in batches])
 
 
-def _draw_input(generator: LatentNetwork, n: int, stream: torch.Generator) -> tuple[Tensor, ...]:
+def draw_input(generator: LatentNetwork, n: int, stream: torch.Generator) -> tuple[Tensor, ...]:
+    """``n`` latent vectors, and with them labels, drawn evenly, of a generator that has classes."""
     latent = generator.sample_latent(n, generator=stream)
     if not generator.classes:
         return (latent,)

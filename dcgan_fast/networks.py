@@ -288,8 +288,12 @@ class Generator(Network, LatentNetwork):
             UserError: ``latent`` has another shape.
         """
         check_shape("Generator.forward()", "latent", latent, (self.nz,), (self.nz, 1, 1))
+        return self.main(self.first_input(latent))
+
+    def first_input(self, latent: Tensor) -> Tensor:
+        """What ``main`` is called with for ``latent`` (N, nz) or (N, nz, 1, 1)."""
         flat = latent.flatten(1)
-        return self.main(flat.unflatten(1, (self.nz, 1, 1)) if self.projection == "conv" else flat)
+        return flat.unflatten(1, (self.nz, 1, 1)) if self.projection == "conv" else flat
 
     @property
     def values_per_image(self) -> int:

@@ -140,15 +140,56 @@ class Curve:
     colour: tuple[int, int, int]
 
 
-_PANELS: tuple[tuple[str, tuple[Curve, ...]], ...] = (
-    ("loss", (Curve("loss_d", "D", (31, 119, 180)), Curve("loss_g", "G", (214, 96, 20)))),
-    (
+@dataclass(frozen=True)
+class _Panel:
+    """Curves under one title, to a height of ``top`` at least."""
+
+    title: str
+    curves: tuple[Curve, ...]
+    top: float = 1e-3
+
+
+_BLUE, _ORANGE, _GREEN, _VIOLET, _RED = (
+    (31, 119, 180),
+    (214, 96, 20),
+    (44, 140, 60),
+    (148, 103, 189),
+    (170, 60, 70),
+)
+_TRAINING = (
+    _Panel("loss", (Curve("loss_d", "D", _BLUE), Curve("loss_g", "G", _ORANGE))),
+    _Panel(
         "probability of “real”",
         (
-            Curve("d_x", "D(x)", (44, 140, 60)),
-            Curve("d_g_z1", "D(G(z)) before D's step", (148, 103, 189)),
-            Curve("d_g_z2", "D(G(z)) after", (170, 60, 70)),
+            Curve("d_x", "D(x)", _GREEN),
+            Curve("d_g_z1", "D(G(z)) before D's step", _VIOLET),
+            Curve("d_g_z2", "D(G(z)) after", _RED),
         ),
+    ),
+)
+_WATCH = (
+    _Panel(
+        "norm of the gradient",
+        (Curve("grad_norm_d", "D", _BLUE), Curve("grad_norm_g", "G", _ORANGE)),
+    ),
+    _Panel(
+        "diversity: distance between samples / between real images",
+        (Curve("diversity", "samples", _GREEN),),
+        1.0,
+    ),
+    _Panel(
+        "share of G's filters",
+        (Curve("collapsed", "collapsed", _RED), Curve("oscillating", "oscillating", _VIOLET)),
+        0.1,
+    ),
+    _Panel(
+        "mean of G's filters",
+        (
+            Curve("sameness", "sameness", _GREEN),
+            Curve("wave", "wave", _BLUE),
+            Curve("swing", "swing", _VIOLET),
+        ),
+        1.0,
     ),
 )
 _SIZE = (900, 320)  # pixels of one panel
@@ -162,16 +203,26 @@ def training_curves(records: Sequence[Mapping[str, float]]) -> Image.Image:
 
     The pale line is what was recorded, the strong one its running mean over a fortieth of the run.
     """
+    return _panels(_TRAINING, records)
+
+
+def watch_curves(records: Sequence[Mapping[str, float]]) -> Image.Image:
+    """Draw what :mod:`dcgan_fast.training.watch` measures over the steps, as :func:`training_curves` does the losses.
+
+    A record may lack any of it.
+    """
+    return _panels(_WATCH, records)
+
+
+def _panels(panels: Sequence[_Panel], records: Sequence[Mapping[str, float]]) -> Image.Image:
     width, height = _SIZE
-    image = Image.new("RGB", (width, height * len(_PANELS)), "white")
-    for row, (title, curves) in enumerate(_PANELS):
-        image.paste(_panel(title, curves, records), (0, row * height))
+    image = Image.new("RGB", (width, height * len(panels)), "white")
+    for row, panel in enumerate(panels):
+        image.paste(_draw_panel(panel, records), (0, row * height))
     return image
 
 
-def _panel(
-    title: str, curves: Sequence[Curve], records: Sequence[Mapping[str, float]]
-) -> Image.Image:
+def _draw_panel(panel: _Panel, records: Sequence[Mapping[str, float]]) -> Image.Image:
     scale = _OVERSAMPLE
     width, height = (side * scale for side in _SIZE)
     left, top, right, bottom = (side * scale for side in _MARGIN)
@@ -179,11 +230,12 @@ def _panel(
     draw = ImageDraw.Draw(image)
     font = ImageFont.load_default(13 * scale)
 
-    steps = np.array([record["step"] for record in records], dtype=float)
-    values = {c.key: np.array([r[c.key] for r in records], dtype=float) for c in curves}
-    x_end = float(steps.max(initial=1.0))
+    having = {c.key: [r for r in records if c.key in r] for c in panel.curves}
+    steps = {k: np.array([r["step"] for r in having[k]], dtype=float) for k in having}
+    values = {k: np.array([r[k] for r in having[k]], dtype=float) for k in having}
+    x_end = max([1.0, *(float(record["step"]) for record in records)])
     x_ticks = [tick for tick in _ticks(x_end) if tick <= x_end]
-    y_ticks = _ticks(_top_of(list(values.values())))
+    y_ticks = _ticks(max(panel.top, _top_of(list(values.values()))))
     y_end = y_ticks[-1]
 
     def place(x: NDArray[np.float64], y: NDArray[np.float64]) -> list[tuple[float, float]]:
@@ -201,16 +253,16 @@ def _panel(
         draw.text((x, y + 7 * scale), f"{tick:g}", fill=_DARK, font=font, anchor="ma")
     draw.line([(left, height - bottom), (width - right, height - bottom)], fill=_DARK, width=scale)
 
-    for curve in curves:
+    for curve in panel.curves:
         pale = tuple(255 - (255 - c) * 3 // 10 for c in curve.colour)
-        _line(draw, place(steps, values[curve.key]), pale, scale)
-    for curve in curves:
-        smooth = running_mean(values[curve.key], max(1, len(steps) // 40))
-        _line(draw, place(steps, smooth), curve.colour, 2 * scale)
+        _line(draw, place(steps[curve.key], values[curve.key]), pale, scale)
+    for curve in panel.curves:
+        smooth = running_mean(values[curve.key], max(1, len(values[curve.key]) // 40))
+        _line(draw, place(steps[curve.key], smooth), curve.colour, 2 * scale)
 
-    draw.text((left, top // 2), title, fill=_DARK, font=font, anchor="lm")
+    draw.text((left, top // 2), panel.title, fill=_DARK, font=font, anchor="lm")
     x = float(width - right)
-    for curve in reversed(curves):
+    for curve in reversed(panel.curves):
         x -= draw.textlength(curve.label, font=font)
         draw.text((x, top // 2), curve.label, fill=curve.colour, font=font, anchor="lm")
         x -= 18 * scale
@@ -242,7 +294,7 @@ def _line(
 def _top_of(values: Sequence[NDArray[np.float64]]) -> float:
     """The height a panel needs: all but the highest two in a hundred, which are single spikes."""
     together = np.concatenate(values)
-    return max(float(np.quantile(together, 0.98)), 1e-3) if len(together) else 1.0
+    return float(np.quantile(together, 0.98)) if len(together) else 1.0
 
 
 def _ticks(high: float) -> list[float]:

@@ -204,6 +204,23 @@ def test_guided_backprop_of_data(colour: Path) -> None:
     assert all(0 < purity <= 1 for purity in found["trained"]["purity"])
 
 
+def test_guided_backprop_of_a_conditional_discriminator(labelled: Path) -> None:
+    run("guided-backprop", labelled, "--images", "300", "--top", "3")
+    found = figures("guided-backprop.json")
+    assert (found["data"], found["images"], found["class"]) == ("4,096 samples", 300, None)
+    assert np.shape(found["trained"]["rows"]) == (6, 3)
+    assert all(1 / 3 <= purity <= 1 for purity in found["trained"]["purity"])
+    images = np.random.default_rng(0).integers(0, 256, (90, 16, 16), dtype=np.uint8)
+    np.savez("set.npz", images=images, labels=np.arange(90) % 3)
+    run("guided-backprop", labelled, "--data", "set.npz", "--class", "1", "--top", "3")
+    found = figures("guided-backprop.json")
+    assert (found["images"], found["class"]) == (30, 1)  # those of the class alone
+    assert found["trained"]["purity"] == [1.0] * 6
+    np.save("bare.npy", images)
+    run("guided-backprop", labelled, "--data", "bare.npy", "--class", "2", "--top", "3")
+    assert figures("guided-backprop.json")["images"] == 90  # all are taken for it
+
+
 def test_guided_backprop_errors(colour: Path, labelled: Path, error_of: Callable[..., str]) -> None:
     command = ["guided-backprop", colour, "--data", "fake:20"]
     assert "'layer' must be 1 to 2, or -1 to -2 from the end" in error_of(*command, "--layer", "5")
@@ -211,9 +228,20 @@ def test_guided_backprop_errors(colour: Path, labelled: Path, error_of: Callable
         *command, "--features", "99"
     )
     assert "'top' must be an integer from 1 to 20" in error_of(*command, "--top", "21")
-    assert "holds a ConditionalDiscriminator" in error_of("guided-backprop", labelled)
+    assert "--class is for networks that were" in error_of(
+        "guided-backprop", colour, "--class", "1"
+    )
+    assert "--class must be from 0 to 2, got 3" in error_of(
+        "guided-backprop", labelled, "--class", "3"
+    )
+    assert "fake has labels up to 9, the discriminator 3 classes" in error_of(
+        "guided-backprop", labelled, "--data", "fake:20"
+    )
+    np.save("bare.npy", np.zeros((30, 16, 16), np.uint8))
+    bare = ["guided-backprop", labelled, "--data", "bare.npy"]
+    assert "bare has no labels, which the discriminator is told" in error_of(*bare)
     assert "no such file or folder" in error_of("guided-backprop", colour, "--data", "missing")
-    assert not files()
+    assert files() == ["bare.npy"]
 
 
 # ----------------------------------------------------------------------------------------- forget
@@ -241,13 +269,24 @@ def test_forget_boxes_and_functions(colour: Path) -> None:
     assert figures("forget.json")["positions"] == {"inside": 64, "outside": 64}
 
 
+def test_forget_of_a_conditional_generator(labelled: Path) -> None:
+    Path("my_top.py").write_text("def top(images):\n    return [[(0, 0, 16, 8)]] * len(images)\n")
+    flags = ["--mark", "my_top:top"]
+    run("forget", labelled, "--seeds", "0-29", *flags)
+    found = figures("forget.json")
+    assert found["classes"] == [seed % 3 for seed in range(30)]
+    run("forget", labelled, "--seeds", "1,4-20", "--class", "2", "--out", "a.png", *flags)
+    assert figures("a.json")["classes"] == [2] * 18
+
+
 def test_forget_errors(colour: Path, labelled: Path, error_of: Callable[..., str]) -> None:
     assert "'layer' must be 1 to 2" in error_of("forget", colour, "--layer", "3")
     assert "--mark must be one of bright" in error_of("forget", colour, "--mark", "window")
     assert "'share' must be above 0" in error_of("forget", colour, "--share", "0")
     assert "cannot read none.json" in error_of("forget", colour, "--boxes", "none.json")
     assert "leave --mark" in error_of("forget", colour, "--boxes", "a", "--mark", "dark")
-    assert "holds a ConditionalGenerator" in error_of("forget", labelled)
+    assert "--class is for networks that were" in error_of("forget", colour, "--class", "1")
+    assert "--class must be from 0 to 2, got 3" in error_of("forget", labelled, "--class", "3")
     Path("boxes.json").write_text('{"1": [], "2": []}')
     assert "nothing is inside" in error_of("forget", colour, "--boxes", "boxes.json")
     assert files() == ["boxes.json"]
@@ -289,7 +328,9 @@ def test_nearest_of_a_conditional_generator(labelled: Path) -> None:
     run("nearest", labelled, "--data", "set.npz", *QUICK, "--out", "a.png")
     found = figures("a.json")
     assert (found["training_images"], found["held_out_images"]) == (60, 30)
-    assert list(found["nearness"]) == ["pixels"] and found["nearness"]["pixels"]["held_out"] > 0
+    assert list(found["nearness"]) == ["pixels", "discriminator"]
+    assert found["nearness"]["pixels"]["held_out"] > 0
+    assert found["distances"]["discriminator's maps"]["features"] == 4 + 8
     assert found["real_to_samples"]["real_images"] == "30 held out"
     assert all(0 <= each["accuracy"] <= 1 for each in found["real_to_samples"]["at"])
     run("nearest", labelled, "--data", "set.npz", "--split", "all", *QUICK, "--class", "1")
@@ -323,7 +364,7 @@ def test_nearest_errors(colour: Path, labelled: Path, error_of: Callable[..., st
     assert "'k' must be an integer from 1 to 20, got 21" in error_of(*command, "-k", "21")
     assert "'sizes' must ascend" in error_of(*command, "--sizes", "20,10", "--samples", "20")
     assert "'samples' must be an integer of at least 2" in error_of(*command, "--samples", "1")
-    assert "--class is for a generator" in error_of(*command, "--class", "1")
+    assert "--class is for networks that were" in error_of(*command, "--class", "1")
     assert "no such checkpoint" in error_of(*command, "--features", "none.pt2", *QUICK)
     assert "no such file or folder" in error_of("nearest", colour, "--data", "none")
     assert not files()

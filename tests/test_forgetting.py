@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dcgan_fast import models
+from dcgan_fast.conditional import ConditionalGenerator
 from dcgan_fast.errors import UserError
 from dcgan_fast.forgetting import box_masks, forget, load_boxes, mark_pixels
 from dcgan_fast.latent import latents_of
@@ -141,6 +142,71 @@ def test_population_statistics_are_made_for_the_call() -> None:
     assert all((buffer == 2).all() for buffer in generator.buffers())
 
 
+# ------------------------------------------------------------------------------------ with labels
+
+
+def conditional(conditioning: str, activation: str = "sigmoid") -> ConditionalGenerator:
+    sizes = {"image_size": 32, "nc": 3, "nz": 8, "ngf": 4, "ndf": 4, "ngfc": 16, "ndfc": 16}
+    generator = models.build("cgan-dcgan", classes=3, conditioning=conditioning, **sizes)[0]
+    generator = type(generator)(**{**generator.config, "output_activation": activation})
+    for weight in generator.parameters():
+        if weight.dim() == 4:
+            weight.data *= 5
+    generator.train()(generator.sample_latent(256), torch.arange(256) % 3)
+    return generator
+
+
+@pytest.mark.parametrize("conditioning", ["concat", "projection"])
+def test_samples_of_classes(conditioning: str) -> None:
+    """Both halves see each sample's label: what a hook in the whole network does, forget() does."""
+    generator = conditional(conditioning)
+    latents = latents_of(generator, range(150))  # two batches
+    labels = torch.arange(150) % 3
+    seen: list[np.ndarray] = []
+
+    def detect(images: np.ndarray) -> np.ndarray:
+        seen.append(images)
+        return images.mean(1) > np.quantile(images.mean(1), 0.8)
+
+    found = forget(generator, latents, detect, labels=labels)
+    assert (found.layer.number, found.layer.shape) == (2, (8, SIDE, SIDE))
+    with torch.no_grad():
+        whole = generator.eval()(latents, labels)
+        torch.testing.assert_close(found.with_them, whole * 2 - 1, rtol=1e-4, atol=1e-5)
+        assert np.array_equal(
+            seen[0], found.with_them.add(1).mul(127.5).add(0.5).clamp(0, 255).byte().numpy()
+        )
+        child = list(generator.main)[found.layer.end - 1]
+        kept = torch.from_numpy(~found.dropped).float()[:, None, None]
+        child.register_forward_hook(lambda m, i, o: o * kept)
+        without = generator(latents, labels)
+    torch.testing.assert_close(found.without_them, without * 2 - 1, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(found.without_them, found.with_them, atol=0.01)
+
+
+def test_images_are_in_one_range_whatever_the_generators() -> None:
+    for activation in ("sigmoid", "tanh"):
+        generator = conditional("concat", activation)
+        latents, labels = latents_of(generator, range(COUNT)), torch.zeros(COUNT, dtype=torch.int64)
+        found = forget(generator, latents, [[(0, 0, 16, 16)]] * COUNT, labels=labels)
+        with torch.no_grad():
+            images = generator.eval()(latents, labels)
+        low, high = generator.output_range
+        torch.testing.assert_close(found.with_them, (images - low) * 2 / (high - low) - 1)
+
+
+def test_population_statistics_are_of_all_classes() -> None:
+    generator = conditional("concat")
+    latents, labels = latents_of(generator, range(COUNT)), torch.arange(COUNT) % 3
+    for buffer in generator.buffers():
+        buffer.fill_(2)
+    boxes = [[(0, 0, 16, 16)]] * COUNT
+    found = forget(generator, latents, boxes, labels=labels, bn="population")
+    expected = models.generate(generator, latents, labels, bn="population")
+    torch.testing.assert_close(found.with_them, expected * 2 - 1, rtol=1e-4, atol=1e-5)
+    assert all((buffer == 2).all() for buffer in generator.buffers())
+
+
 # -------------------------------------------------------------------------------- boxes and masks
 
 
@@ -211,6 +277,15 @@ def test_wrong_arguments() -> None:
         mark_pixels("loud")
     with pytest.raises(UserError, match="'share' must be above 0 and below 1, got 1"):
         mark_pixels("dark", 1)
-    conditional = models.build("cgan-dcgan", image_size=32, ngf=4, ndf=4)[0]
-    with pytest.raises(UserError, match="must be a Generator, got a ConditionalGenerator"):
-        forget(conditional, latents, some)
+    fails("'labels' must be None: the generator has no classes", labels=torch.zeros(10).long())
+    labelled = conditional("concat")
+    for labels, message in (
+        (None, "'labels' must be given, one a sample: the generator has 3 classes"),
+        (torch.full((10,), 3), "'labels' must be from 0 to 2, got 3"),
+        (torch.zeros(9, dtype=torch.int64), r"'labels' must be int64 \(10,\)"),
+    ):
+        with pytest.raises(UserError, match=message):
+            forget(labelled, latents, some, labels=labels)
+    units = models.build("cgan-mnist")[0]
+    with pytest.raises(UserError, match="or a ConditionalGenerator, got a MlpGenerator"):
+        forget(units, latents, some)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dcgan_fast import models
+from dcgan_fast.conditional import ConditionalDiscriminator
 from dcgan_fast.data import normalize
 from dcgan_fast.errors import UserError
 from dcgan_fast.guided import guided_backprop, guided_gradient, random_twin
@@ -135,6 +136,86 @@ def test_a_random_twin_has_the_settings_and_other_weights() -> None:
     assert guided_backprop(settled, pictures(64), features=2).responses.max() < 20
 
 
+# ------------------------------------------------------------------------------------ with labels
+
+
+def conditional(conditioning: str = "concat", **settings: Any) -> ConditionalDiscriminator:
+    settings = {"image_size": 16, "nc": 2, "ndf": 4, "ngf": 4, "classes": 3, **settings}
+    discriminator = models.build("cgan-dcgan", conditioning=conditioning, **settings)[1]
+    assert isinstance(discriminator, ConditionalDiscriminator)
+    return discriminator
+
+
+@pytest.mark.parametrize("conditioning", ["concat", "projection"])
+def test_a_conditional_discriminator_is_told_the_labels(conditioning: str) -> None:
+    images, labels = pictures(300), np.random.default_rng(1).integers(0, 3, 300)
+    network = with_population_statistics(
+        conditional(conditioning), images, labels, value_range=(0.0, 1.0)
+    )
+    assert [str(each) for each in map_layers(network)] == ["1: 4x8x8", "2: 8x4x4"]
+    found = guided_backprop(network, images, labels, value_range=(0.0, 1.0), features=3, top=4)
+    maps = []
+    child = list(network.main)[found.layer.end - 1]
+    child.register_forward_hook(lambda module, inputs, output: maps.append(output.clone()))
+    with torch.no_grad():
+        network(normalize(images, (0.0, 1.0)), torch.from_numpy(labels))
+    largest = maps[0][:, :3].flatten(2).amax(2)
+    for feature in range(3):
+        rows = largest[:, feature].topk(4).indices
+        assert found.rows[feature].tolist() == rows.tolist()
+        np.testing.assert_allclose(found.responses[feature], largest[rows, feature], rtol=1e-4)
+    assert found.gradients.shape == (3, 4, 2, 16, 16)
+    other = guided_backprop(network, images, (labels + 1) % 3, value_range=(0.0, 1.0), features=3)
+    told = conditioning == "concat"  # by projection a label meets the features after all maps
+    assert np.allclose(other.mean_response, found.mean_response) != told
+
+
+@pytest.mark.parametrize("rule", ["relu", "leaky"])
+def test_gradients_beside_labels_are_those_of_images_with_planes(rule: str) -> None:
+    """A label's planes as channels of the image: a plain network of as many more channels has the same gradient."""
+    network = conditional().eval()
+    images, labels = normalize(pictures(3), (0.0, 1.0)), torch.tensor([2, 0, 1])
+    where, features = map_layers(network)[1], torch.tensor([1, 5, 0])
+    places = torch.tensor([[0, 3], [2, 2], [3, 1]])
+    found = guided_gradient(network, images, where, features, places, labels=labels, rule=rule)
+    planes = nn.functional.one_hot(labels, 3).double()[..., None, None]
+    x = input = images.double().requires_grad_()
+    for child in list(network.main)[: where.end]:
+        if isinstance(child, nn.Conv2d):
+            both = torch.cat([x, planes.expand(-1, -1, *x.shape[2:])], 1)
+            weight = child.weight.double()
+            x = nn.functional.conv2d(both, weight, None, child.stride, child.padding)
+        elif isinstance(child, nn.BatchNorm2d):
+            x = child.double()(x)
+        else:
+            x = Rule.apply(x, rule)
+    chosen = x[torch.arange(3), features, places[:, 0], places[:, 1]].sum()
+    expected = torch.autograd.grad(chosen, input)[0]
+    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-6)
+
+
+class Rule(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, rule: str) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.below = 0.2 if rule == "leaky" else 0.0
+        return torch.where(x > 0, x, 0.2 * x)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
+        return g.clamp_min(0) * torch.where(ctx.saved_tensors[0] > 0, 1.0, ctx.below), None
+
+
+def test_a_random_twin_of_a_conditional_discriminator() -> None:
+    network, images, labels = conditional(), pictures(64), np.arange(64) % 3
+    twin = random_twin(network)
+    assert twin.config == network.config
+    with pytest.raises(UserError, match=r"with_population_statistics\(\): 'labels' must be given"):
+        with_population_statistics(twin, images)
+    settled = with_population_statistics(twin, images, labels, value_range=(0.0, 1.0))
+    assert guided_backprop(settled, images, labels, features=2).responses.max() < 50
+
+
 def test_wrong_arguments() -> None:
     network, images = small(), pictures(4)
 
@@ -149,5 +230,10 @@ def test_wrong_arguments() -> None:
     fails("'top' must be an integer from 1 to 4, got 5", network, images, top=5)
     fails("'rule' must be one of", network, images, top=2, rule="x")
     fails(r"'images' must be uint8 \(N, 2, 16, 16\)", network, pictures(4, 3))
-    conditional = models.build("cgan-dcgan", image_size=16, nc=2, ndf=4, ngf=4)[1]
-    fails("must be a Discriminator, got a ConditionalDiscriminator", conditional, images)
+    fails("'labels' are for a discriminator with classes", network, images, np.zeros(4, int))
+    labelled = conditional()
+    fails("'labels' must be given, one for each image: .* has 3 classes", labelled, images)
+    fails(r"'labels' must be int64 \(4,\)", labelled, images, np.zeros(3, int))
+    fails("'labels' must be from 0 to 2, got 3", labelled, images, np.full(4, 3))
+    units = models.build("cgan-mnist")[1]
+    fails("or a ConditionalDiscriminator, got a MlpDiscriminator", units, images)

@@ -10,6 +10,7 @@ from torch import nn
 from dcgan_fast import models
 from dcgan_fast.data import normalize
 from dcgan_fast.errors import UserError
+from dcgan_fast.layers import map_layers
 from dcgan_fast.memorisation import (
     draw_bytes,
     nearest_images,
@@ -135,6 +136,27 @@ def test_accuracy_of_a_generator_with_labels(monkeypatch: pytest.MonkeyPatch) ->
     assert real_to_samples(generator, images, sizes=[4])[0].accuracy is None
     with pytest.raises(UserError, match="'labels' must be below 3, the generator's classes, got 4"):
         real_to_samples(generator, images, labels * 2, sizes=[4])
+
+
+@pytest.mark.parametrize("conditioning", ["concat", "projection"])
+def test_pooled_features_of_a_conditional_discriminator(conditioning: str) -> None:
+    """Those of hooks in the whole network, which is told all classes alike."""
+    network = models.build(
+        "cgan-dcgan", image_size=16, nc=3, ndf=4, ngf=4, classes=5, conditioning=conditioning
+    )[1].train()
+    network(torch.rand(64, 3, 16, 16), torch.arange(64) % 5)  # statistics of its own
+    images = pictures(5)
+    found = pooled_features(network, 2, (0.0, 1.0))(images)
+    assert network.training
+    maps: list[Any] = []
+    for layer in map_layers(network):
+        child = list(network.main)[layer.end - 1]
+        child.register_forward_hook(lambda module, inputs, output: maps.append(output.clone()))
+    with torch.no_grad():
+        network.eval()(torch.from_numpy(images).float() / 255, torch.full((5, 5), 0.2))
+    pooled = [nn.functional.adaptive_max_pool2d(each, 2).flatten(1) for each in maps]
+    np.testing.assert_allclose(found, torch.cat(pooled, 1), rtol=1e-4, atol=1e-5)
+    assert found.shape == (5, (4 + 8) * 4)
 
 
 def test_wrong_arguments(networks: Any) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dcgan_fast import backends, models, unfuse
+from dcgan_fast.training import TrainConfig, Trainer
 from dcgan_fast.training.step import AdversarialStep
 
 pytestmark = pytest.mark.slow
@@ -66,6 +67,17 @@ def test_losses_follow_pytorch_within_its_own_spread() -> None:
     assert torch.allclose(ours[0], centre[0], rtol=0.02)
     # three times the range of four runs, and never less than 2%: windows where all four happen to meet
     assert ((ours - centre).abs() <= 3 * spread + 0.02 * centre).all(), (ours, centre, spread)
+
+
+def test_a_collapse_on_digits_is_reported_and_a_healthy_training_is_not() -> None:
+    """At a rate 250 times too high some filters have died after a hundred steps."""
+    with pytest.warns(UserWarning, match="the generator collapses: .* draw nothing") as caught:
+        hot = Trainer(TrainConfig(lr=5e-2, max_steps=400, out=None))
+        hot.fit()
+    assert len(caught) == 1 and hot.records[-1]["collapsed"] > 0.1
+    healthy = Trainer(TrainConfig(max_steps=700, out=None))
+    healthy.fit()  # a warning is an error here
+    assert healthy.records[-1]["collapsed"] == 0 and healthy.records[-1]["diversity"] > 0.5
 
 
 def resident() -> int:

@@ -74,6 +74,7 @@ def test_a_run_leaves_its_folder(tmp_path: Path) -> None:
         "metrics.jsonl",
         "real.png",
         "samples",
+        "watch.png",
     ]
     assert sorted(os.listdir(run / "samples")) == ["epoch_0001.png", "epoch_0002.png"]
     with Image.open(run / "samples" / "epoch_0002.png") as grid:
@@ -83,7 +84,7 @@ def test_a_run_leaves_its_folder(tmp_path: Path) -> None:
     records = lines(run)
     assert [record["step"] for record in records] == [3, 6, 8]
     assert [record["epoch"] for record in records] == [1, 2, 2]
-    keys = "step epoch loss_d loss_g d_x d_g_z1 d_g_z2 images_per_s".split()
+    keys = "step epoch loss_d loss_g d_x d_g_z1 d_g_z2 grad_norm_d grad_norm_g images_per_s".split()
     assert list(records[0]) == keys
     assert records == trainer.records
     config = TrainConfig.from_json((run / "config.json").read_text())

@@ -15,6 +15,7 @@ from dcgan_fast.visualize import (
     to_image,
     to_uint8,
     training_curves,
+    watch_curves,
 )
 
 
@@ -103,6 +104,25 @@ def test_curve_is_where_its_values_are() -> None:
     rows, columns = np.nonzero(blue[40:280, 70:870])
     assert columns.min() < 15 and columns.max() > 780  # a line over all the steps
     assert rows.max() - rows.min() <= 3  # loss_d is constant
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2, 700])
+def test_curves_of_what_is_watched(steps: int) -> None:
+    found = [{**record, "grad_norm_d": 3.0, "grad_norm_g": 1.0} for record in records(steps)]
+    for record in found[::10]:  # what a look adds
+        record |= {"diversity": 0.5, "collapsed": 0.02}
+    image = watch_curves(found)
+    assert image.size == (900, 1280)
+    green = np.asarray(image).astype(int)[320 + 40 : 640 - 45, 70:890]
+    green = (green[..., 1] - green[..., 0] > 60) & (green[..., 1] - green[..., 2] > 60)
+    assert green.any() == (steps > 0)
+    if steps == 700:
+        rows, columns = np.nonzero(green)
+        assert columns.max() - columns.min() > 780 and rows.max() - rows.min() <= 3
+        assert (
+            110 < rows.mean() < 140
+        )  # half of the height: the axis goes to 1 though no value does
+    assert watch_curves(records(steps)).size == (900, 1280)  # of a run that was not watched
 
 
 def test_running_mean() -> None:

@@ -9,13 +9,14 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
 from .. import models
 from ..data import Dataset, prepare
@@ -24,6 +25,7 @@ from ..devices import pick_device
 from ..errors import UserError
 from ..files import make_folder, write_text
 from ..latent import ATTRIBUTES, Score, best_seeds, latents_of
+from ..layers import GENERATORS
 from ..training import load_networks
 from ..visualize import save_png, to_uint8
 
@@ -102,8 +104,11 @@ def open_images(
     *,
     image_size: int,
     channels: int,
+    label: int | None = None,
 ) -> Dataset:
     """The images that a command looks at: ``data``, or what the checkpoint was trained on, or the generator's own.
+
+    Those of a generator with classes are of the class ``label``, or of all in turn, and have their labels.
 
     Raises:
         UserError: there are none of the chosen kind.
@@ -112,12 +117,47 @@ def open_images(
     if data not in (None, SAMPLES):
         bar = bars()
         return prepare(data, image_size=image_size, channels=channels, split=split, progress=bar)
-    if not isinstance(generator, models.Generator):
+    if not isinstance(generator, GENERATORS):
         raise UserError(f"{checkpoint} does not say what it was trained on: give --data")
-    latents = latents_of(generator, range(_OWN_IMAGES))
-    images = models.generate(generator, latents, bn=content.get("bn", "running"))
+    seeds = range(_OWN_IMAGES)
+    labels = labels_of(generator, seeds, label)
+    images = models.generate(
+        generator, latents_of(generator, seeds), labels, bn=content.get("bn", "running")
+    )
     pixels = to_uint8(images, value_range=generator.output_range)
-    return Dataset(f"{len(pixels):,} samples", np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))
+    return Dataset(
+        f"{len(pixels):,} samples",
+        np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)),
+        None if labels is None else labels.numpy(),
+    )
+
+
+def labels_of(
+    generator: models.LatentNetwork, seeds: Sequence[int], label: int | None
+) -> Tensor | None:
+    """The classes of samples, int64: ``label``, the argument of ``--class``; without it seed after seed all in turn.
+
+    A seed's class does not depend on the others. None of a generator without classes.
+
+    Raises:
+        UserError: there is no such class.
+    """
+    check_class(label, generator.classes)
+    if not generator.classes:
+        return None
+    if label is None:
+        return torch.tensor([seed % generator.classes for seed in seeds])
+    return torch.full((len(seeds),), label)
+
+
+def check_class(label: int | None, classes: int) -> None:
+    """``--class`` is one of the network's; raises :class:`UserError`."""
+    if label is None:
+        return
+    if not classes:
+        raise UserError("--class is for networks that were trained with labels")
+    if not 0 <= label < classes:
+        raise UserError(f"--class must be from 0 to {classes - 1}, got {label}")
 
 
 def which_images(
@@ -232,15 +272,15 @@ def choose_samples(
 # ------------------------------------------------------------------------------------- arguments
 
 
-def sampling_arguments(parser: argparse.ArgumentParser, out: str) -> None:
+def class_argument(parser: argparse.ArgumentParser, text: str) -> None:
+    parser.add_argument("--class", dest="label", type=int, metavar="N", help=text)
+
+
+def sampling_arguments(
+    parser: argparse.ArgumentParser, out: str, *, classes: str = "default: 0"
+) -> None:
     """Those of every command that draws samples, with the picture called ``out``."""
-    parser.add_argument(
-        "--class",
-        dest="label",
-        type=int,
-        metavar="N",
-        help="of a conditional generator (default: 0)",
-    )
+    class_argument(parser, f"of a conditional generator ({classes})")
     parser.add_argument(
         "--bn",
         default="running",

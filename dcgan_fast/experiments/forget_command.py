@@ -12,12 +12,15 @@ from torch import Tensor
 from ..errors import UserError
 from ..forgetting import MARKS, Box, Detector, Forgotten, forget, load_boxes, mark_pixels
 from ..latent import latents_of
-from ..networks import Generator, integer
+from ..layers import GENERATORS
+from ..networks import integer
 from ..slides import beside, grid, slide, titled
 from .common import (
     CHECKPOINT_HELP,
     AddCommand,
     Outputs,
+    class_argument,
+    labels_of,
     load_function,
     load_generator,
     output_arguments,
@@ -38,6 +41,7 @@ def _forget(
     strength: float,
     show: int,
     seed: int,
+    label: int | None,
     bn: str,
     out: str,
     device: str,
@@ -57,15 +61,17 @@ def _forget(
         chosen, where = list(of_seeds), list(of_seeds.values())
     outputs = Outputs(out)
     generator = load_generator(checkpoint, device)
-    if not isinstance(generator, Generator):
+    if not isinstance(generator, GENERATORS):
         raise UserError(
-            f"{checkpoint} holds a {type(generator).__name__}; forget looks into a Generator, which "
-            "takes no labels"
+            f"{checkpoint} holds a {type(generator).__name__}, which has no maps; forget looks into the "
+            "convolutions of a generator"
         )
+    labels = labels_of(generator, chosen, label)
     found = forget(
         generator,
         latents_of(generator, chosen),
         where,
+        labels=labels,
         layer=layer,
         bn=bn,
         strength=strength,
@@ -81,6 +87,7 @@ def _forget(
             "boxes": boxes,
             "mark": mark,
             "seeds": chosen,
+            "classes": None if labels is None else labels.tolist(),
             "bn": bn,
             "layer": found.layer.number,
             "layer_name": found.layer.name,
@@ -168,6 +175,11 @@ def add_forget_command(add: AddCommand) -> None:
         "--share", type=float, metavar="X", help=f"of pixels that are marked (default: {_SHARE})"
     )
     parser.add_argument("--seeds", metavar="LIST", help=f"the samples (default: {_SEEDS})")
+    class_argument(
+        parser,
+        "of a conditional generator's samples (default: all in turn, seed by seed: that of seed 17 of "
+        "ten classes is 7)",
+    )
     parser.add_argument(
         "--layer",
         type=int,

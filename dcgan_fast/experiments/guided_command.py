@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
+from .. import models
 from ..data import Dataset, normalize
 from ..devices import pick_device
 from ..errors import UserError
 from ..guided import RULES, TopResponses, guided_backprop, random_twin
-from ..layers import check_images, with_population_statistics
-from ..networks import Discriminator, integer
+from ..layers import DISCRIMINATORS, check_images, with_population_statistics
+from ..networks import integer
 from ..slides import above, beside, grid, slide, titled
 from ..training import load_networks
 from .common import (
     AddCommand,
     Outputs,
     bars,
+    check_class,
+    class_argument,
     data_arguments,
     open_images,
     output_arguments,
@@ -40,6 +45,7 @@ def _guided_backprop(
     top: int,
     rule: str,
     seed: int,
+    label: int | None,
     out: str,
     device: str,
 ) -> int:
@@ -47,29 +53,42 @@ def _guided_backprop(
     generator, discriminator, content = load_networks(checkpoint)
     if discriminator is None:
         raise UserError(f"{checkpoint} holds no discriminator")
-    if not isinstance(discriminator, Discriminator):
+    if not isinstance(discriminator, DISCRIMINATORS):
         raise UserError(
-            f"{checkpoint} holds a {type(discriminator).__name__}; guided-backprop looks into a "
-            "Discriminator, which sees images alone"
+            f"{checkpoint} holds a {type(discriminator).__name__}, which has no maps; guided-backprop looks "
+            "into the convolutions of a discriminator"
         )
+    check_class(label, discriminator.classes)
     chosen = pick_device(device)
     discriminator.to(chosen)
     if generator is not None:
         generator.to(chosen)
     size, channels = discriminator.image_size, discriminator.nc
     found = open_images(
-        checkpoint, content, generator, data, split, image_size=size, channels=channels
+        checkpoint, content, generator, data, split, image_size=size, channels=channels, label=label
     )
+    if discriminator.classes:
+        found = _of_class(found, label, discriminator.classes)
     dataset = some_of(found, integer("guided-backprop", "images", images, 1))
     check_images("guided-backprop", discriminator, dataset.images)
+    labels = dataset.labels if discriminator.classes else None
+    value_range = _range_of(generator, discriminator)
+    settled = partial(
+        with_population_statistics,
+        images=dataset.images,
+        labels=labels,
+        value_range=value_range,
+    )
+    twin = settled(random_twin(discriminator, seed))
     if content.get("bn") == "batch":  # then running statistics may never have been kept
-        discriminator = with_population_statistics(discriminator, dataset.images)
-    twin = with_population_statistics(random_twin(discriminator, seed), dataset.images)
+        discriminator = settled(discriminator)
     sides: dict[str, TopResponses] = {}
     for name, network in (("trained", discriminator), ("random", twin)):
         sides[name] = guided_backprop(
             network,
             dataset.images,
+            labels,
+            value_range=value_range,
             layer=layer,
             features=features,
             top=top,
@@ -92,6 +111,7 @@ def _guided_backprop(
             "checkpoint": checkpoint,
             "data": dataset.name,
             "images": len(dataset),
+            "class": label,
             "layer": first.layer.number,
             "layer_name": first.layer.name,
             "maps": first.layer.shape[0],
@@ -103,6 +123,34 @@ def _guided_backprop(
         }
     )
     return 0
+
+
+def _of_class(dataset: Dataset, label: int | None, classes: int) -> Dataset:
+    """The images of the class ``label``, or all; where the data has no labels, all are taken for that class."""
+    if dataset.labels is None:
+        if label is None:
+            raise UserError(
+                f"{dataset.name} has no labels, which the discriminator is told with each image: give --class"
+            )
+        return replace(dataset, labels=np.full(len(dataset), label))
+    if dataset.labels.max(initial=0) >= classes:
+        raise UserError(
+            f"{dataset.name} has labels up to {dataset.labels.max()}, the discriminator {classes} classes"
+        )
+    if label is None:
+        return dataset
+    rows = np.flatnonzero(dataset.labels == label)
+    if not len(rows):
+        raise UserError(f"{dataset.name} has no image of the class {label}")
+    return Dataset(dataset.name, dataset.images[rows], dataset.labels[rows], dataset.classes)
+
+
+def _range_of(generator: nn.Module | None, discriminator: nn.Module) -> tuple[float, float]:
+    """In which the discriminator was trained: that of its generator, or of the generators that such have."""
+    if generator is not None:
+        assert isinstance(generator, models.LatentNetwork)
+        return generator.output_range
+    return (-1.0, 1.0) if isinstance(discriminator, models.Discriminator) else (0.0, 1.0)
 
 
 def _column(title: str, found: TopResponses) -> Image.Image:
@@ -171,6 +219,11 @@ def add_guided_command(add: AddCommand) -> None:
         help="a checkpoint, a run folder, or a bare discriminator",
     )
     data_arguments(parser, _IMAGES)
+    class_argument(
+        parser,
+        "of a conditional discriminator: images of this class alone; where the data has no labels, all are "
+        "taken for it (default: all, each with its label)",
+    )
     parser.add_argument(
         "--layer",
         type=int,

@@ -20,7 +20,7 @@ from ..data.source import NoSplit
 from ..devices import pick_device
 from ..errors import UserError
 from ..latent import latents_of
-from ..layers import with_population_statistics
+from ..layers import DISCRIMINATORS, AnyDiscriminator, with_population_statistics
 from ..memorisation import (
     AtSize,
     Nearness,
@@ -34,7 +34,7 @@ from ..memorisation import (
 )
 from ..metrics import extract_features, frechet_distance, kernel_distance, real_features
 from ..metrics.distances import FeatureExtractor
-from ..networks import Discriminator, integer
+from ..networks import integer
 from ..slides import beside, grid, slide, titled
 from ..training import load_networks
 from ..training.checkpoint import FILE_NAME
@@ -44,6 +44,7 @@ from .common import (
     Outputs,
     bars,
     data_arguments,
+    labels_of,
     open_images,
     parse_numbers,
     sampling_arguments,
@@ -94,14 +95,16 @@ def _nearest(
     held_out = _test_images(str(data), size, channels) if split == "train" else None
 
     spaces: dict[str, FeatureExtractor] = {"pixels": pixel_features}
-    if isinstance(discriminator, Discriminator):
+    if not isinstance(discriminator, DISCRIMINATORS):
+        discriminator = None
+    elif content.get("bn") == "batch":  # then running statistics may never have been kept
+        discriminator = _settled(discriminator.to(where), training, generator.output_range)
+    if discriminator is not None:
         discriminator.to(where)
-        if content.get("bn") == "batch":  # then running statistics may never have been kept
-            discriminator = with_population_statistics(discriminator, training.images)
-        spaces["discriminator"] = pooled_features(discriminator)
-    extractors = _extractors(features, discriminator, where)
+        spaces["discriminator"] = pooled_features(discriminator, value_range=generator.output_range)
+    extractors = _extractors(features, discriminator, generator.output_range, where)
     latents = latents_of(generator, chosen)
-    shown = draw_bytes(generator, latents, _labels(generator, len(chosen), label), bn)
+    shown = draw_bytes(generator, latents, labels_of(generator, range(len(chosen)), label), bn)
     near = {
         name: nearest_images(shown, training.images, k=k, extractor=space, progress=bars())
         for name, space in spaces.items()
@@ -109,7 +112,7 @@ def _nearest(
     drawn = draw_bytes(
         generator,
         generator.sample_latent(samples, generator=torch.Generator().manual_seed(0)),
-        _labels(generator, samples, label),
+        labels_of(generator, range(samples), label),
         bn,
     )
     how_near = {
@@ -162,15 +165,16 @@ def _nearest(
     return 0
 
 
-def _labels(generator: models.LatentNetwork, count: int, label: int | None) -> torch.Tensor | None:
-    """Of the class asked for, or of all in turn."""
-    if not generator.classes:
-        if label is not None:
-            raise UserError("--class is for a generator that was trained with labels")
+def _settled(
+    discriminator: AnyDiscriminator, training: Dataset, value_range: tuple[float, float]
+) -> AnyDiscriminator | None:
+    """With the statistics of the training images; None where these have no labels for one that takes some."""
+    labels = training.labels if discriminator.classes else None
+    if discriminator.classes and labels is None:
         return None
-    if label is None:
-        return torch.arange(count) % generator.classes
-    return torch.full((count,), integer("nearest", "class", label, 0, generator.classes - 1))
+    return with_population_statistics(
+        discriminator, training.images, labels, value_range=value_range
+    )
 
 
 def _test_images(data: str, size: int, channels: int) -> Dataset | None:
@@ -190,16 +194,21 @@ def _small_pixels(images: np.ndarray) -> np.ndarray:
 
 
 def _extractors(
-    features: str | None, discriminator: nn.Module | None, device: torch.device
+    features: str | None,
+    discriminator: AnyDiscriminator | None,
+    value_range: tuple[float, float],
+    device: torch.device,
 ) -> dict[str, tuple[FeatureExtractor, str]]:
     """By name: what computes features, and a key that stands for it."""
     found: dict[str, tuple[FeatureExtractor, str]] = {}
     found[f"pixels at {_SMALL}x{_SMALL}"] = (_small_pixels, f"pixels {_SMALL}")
-    if isinstance(discriminator, Discriminator):
+    if discriminator is not None:
         digest = hashlib.sha256()
         for value in discriminator.state_dict().values():
             digest.update(np.ascontiguousarray(value.cpu().numpy()).tobytes())
-        found["discriminator's maps"] = (pooled_features(discriminator, 1), digest.hexdigest())
+        digest.update(str(value_range).encode())
+        extractor = pooled_features(discriminator, 1, value_range)
+        found["discriminator's maps"] = (extractor, digest.hexdigest())
     if features is not None:
         from ..tags.features import Extractor, load_extractor
 
@@ -217,11 +226,11 @@ def _extractors(
 
             return extract
 
-        extractor = load_extractor(features, device=device)
+        network = load_extractor(features, device=device)
         path = Path(features)
         file = path / FILE_NAME if path.is_dir() else path
         key = hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else features
-        found[features] = (adapted(extractor), key)
+        found[features] = (adapted(network), key)
     return found
 
 
@@ -332,4 +341,4 @@ def add_nearest_command(add: AddCommand) -> None:
         help="a network for distances beside pixels and the discriminator: a .pt2 by torch.export, "
         "TorchScript, or a checkpoint of ours",
     )
-    sampling_arguments(parser, "nearest.png")
+    sampling_arguments(parser, "nearest.png", classes="default: all in turn")

@@ -211,12 +211,17 @@ class DiscriminatorFeatures(TransformerMixin, BaseEstimator):
             maps = layer(maps)
             if number not in self.columns_:
                 continue
-            column = self.columns_[number]
-            if maps.device.type == "cpu" and functional.served(maps):
-                torch.ops.dcgan_fast._pool_features_(maps, self.size, features, column)
-            else:
-                pooled = nn.functional.adaptive_max_pool2d(maps, self.size).flatten(1)
-                features[:, column : column + pooled.size(1)] = pooled.to(features.dtype).cpu()
+            pool_features(maps, self.size, features, self.columns_[number])
+
+
+def pool_features(maps: Tensor, size: int, features: Tensor, column: int) -> None:
+    """Maps (N, C, H, W), max-pooled to ``size`` x ``size`` and flattened, into the C * size^2 columns of ``features``,
+    on the CPU, from ``column`` on."""
+    if maps.device.type == "cpu" and functional.served(maps):
+        torch.ops.dcgan_fast._pool_features_(maps, size, features, column)
+    else:
+        pooled = nn.functional.adaptive_max_pool2d(maps, size).flatten(1)
+        features[:, column : column + pooled.size(1)] = pooled.to(features.dtype).cpu()
 
 
 def _load(path: str | os.PathLike[str]) -> nn.Module:

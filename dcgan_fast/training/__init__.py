@@ -8,9 +8,11 @@ from .config import TrainConfig
 from .log import TrainingDiverged
 from .losses import adversarial_loss
 from .trainer import Trainer
+from .watch import CollapseWatch
 
 __all__ = [
     "Callback",
+    "CollapseWatch",
     "ProgressBar",
     "TrainConfig",
     "Trainer",

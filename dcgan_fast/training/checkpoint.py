@@ -12,7 +12,7 @@ A checkpoint is ``torch.save`` of plain Python types and tensors; ``weights_only
 ``generator``,        state dicts, with the keys of the plain PyTorch modules
 ``discriminator``
 ``bn``                (optional) default statistics for sampling: "running" or "batch"
-``optimizer_g``, ``optimizer_d``, ``rng``, ``data``, ``step``, ``epoch``, ``metrics``,
+``optimizer_g``, ``optimizer_d``, ``rng``, ``data``, ``step``, ``epoch``, ``metrics``, ``watch``,
 ``train_config``      (optional) what a training run needs to continue bit for bit
 ====================  ============================================================================
 

@@ -19,7 +19,16 @@ OPTIMIZERS = ("adam", "sgd")
 
 # What a continued run may change: none of these has a part in the numbers but by rounding.
 CHANGEABLE = frozenset(
-    {"epochs", "max_steps", "save_steps", "save_seconds", "grid_every", "device", "threads"}
+    {
+        "epochs",
+        "max_steps",
+        "save_steps",
+        "save_seconds",
+        "grid_every",
+        "watch",
+        "device",
+        "threads",
+    }
 )
 
 STEPS_AT_LEAST = 1400  # what a run on a small set gets, where 25 epochs are fewer
@@ -102,6 +111,7 @@ class TrainConfig:
     grid_images: int = 64
     grid_every: int | None = None  # epochs; None: at most about 50 grids a run
     log_every: int = 10  # steps averaged into one line of metrics.jsonl
+    watch: bool = True  # measure gradients, filters and variety, warn of a collapse: watch.py
     save_steps: int | None = None  # a checkpoint every so many steps, besides the ends of epochs
     save_seconds: float | None = 60.0  # and every so many seconds
     epoch_weights: bool = False  # also netG_epoch_N.pth and netD_epoch_N.pth, as pytorch/examples

@@ -45,6 +45,10 @@ class RunFolder:
         return self.path / "losses.png"
 
     @property
+    def watch(self) -> Path:
+        return self.path / "watch.png"
+
+    @property
     def real(self) -> Path:
         return self.path / "real.png"
 
@@ -56,13 +60,17 @@ class RunFolder:
     def discriminator(self) -> Path:
         return self.path / "discriminator.pth"
 
+    @property
+    def samples(self) -> Path:
+        return self.path / "samples"
+
     def grid(self, epoch: int) -> Path:
         """The samples after ``epoch``, counted from 1."""
-        return self.path / "samples" / f"epoch_{epoch:04d}.png"
+        return self.samples / f"epoch_{epoch:04d}.png"
 
     def folders(self) -> tuple[Path, ...]:
         """Those that are written to."""
-        return self.path, self.path / "samples"
+        return self.path, self.samples
 
     def prepare(self) -> None:
         """Make the folders, and remove what a killed process was writing."""

@@ -23,7 +23,7 @@ from ..devices import pick_device
 from ..errors import UserError
 from ..files import write_text
 from ..nn import batch_norm_mode
-from ..visualize import image_grid, save_png, training_curves
+from ..visualize import image_grid, save_png, training_curves, watch_curves
 from .callbacks import Callback
 from .checkpoint import (
     PREVIOUS_NAME,
@@ -51,10 +51,14 @@ from .setup import (
 from .signals import StopRequest
 from .step import METRICS, AdversarialStep, Sample
 from .validation import Validation, hold_out
+from .watch import LATENTS, CollapseWatch, gradient_norm, pair_distance
+from .watch import STEPS as WATCHED_STEPS
 
 _MAX_GRIDS = 50  # a run; more epochs than that get a grid every few
 _MAX_ROWS = 32  # of a grid of classes; of more than that some are shown
 _FEWEST_COLUMNS = 8  # of such a grid
+_WATCHED_CLASSES = 8  # of more than that some are watched
+_REAL_IMAGES = 32  # of a class, whose distances are diversity's measure; without classes 256
 
 
 class _Grid(NamedTuple):
@@ -85,6 +89,7 @@ class Trainer:
         records: what ``metrics.jsonl`` holds, a list of dicts.
         validation, likelihoods: where ``config.patience`` is given: what measures the held-out images, and what
             ``validation.jsonl`` holds. ``best.pt`` is the checkpoint of the best epoch.
+        watch: looks for a collapse; None with ``config.watch`` False.
         run: the run's folder, None before :meth:`fit` and where ``config.out`` is None.
 
     Raises:
@@ -145,6 +150,7 @@ class Trainer:
         self._grid = self._choose_grid(
             torch.Generator().manual_seed(derived_seed(config.seed, "grid"))
         )
+        self.watch = self._make_watch() if config.watch else None
         self._window = MetricsWindow(METRICS, config.log_every)
         self._metrics = MetricsFile(None)
         self._likelihoods = MetricsFile(None)
@@ -362,11 +368,55 @@ class Trainer:
             "step": self.step,
             "epoch": (self.step - 1) // self.steps_per_epoch + 1,
             **record,
+            **(self._watched(self.watch) if self.watch else {}),
             "images_per_s": round(speed, 1),
         }
         self._metrics.append(record)
         for callback in callbacks:
             callback.on_record(self, record)
+
+    def _watched(self, watch: CollapseWatch) -> Record:
+        """The norms of the gradients of this step's last updates, and what there is to see where a look is due."""
+        norms = [gradient_norm(network) for network in (self.discriminator, self.generator)]
+        found = dict(zip(("grad_norm_d", "grad_norm_g"), torch.stack(norms).tolist(), strict=True))
+        lines = max(1, round(WATCHED_STEPS / self.config.log_every))
+        is_due = self.step % (lines * self.config.log_every) == 0
+        if is_due:
+            found |= watch.look(self.generator)
+        for name, value in found.items():
+            if not math.isfinite(value):
+                raise TrainingDiverged(f"{name} is {value} at step {self.step}")
+        if is_due and (complaint := watch.warning()):
+            warnings.warn(f"step {self.step}: {complaint}; {self._remedy()}", stacklevel=2)
+        return found
+
+    def _remedy(self) -> str:
+        where = f"{self.run.watch} and {self.run.samples} show" if self.run else "watch.png shows"
+        return f"{where} since when; a lower --lr than {self.config.lr:g} may help, or an end before it"
+
+    def _make_watch(self) -> CollapseWatch:
+        """Latents, and real images to compare the samples with, that do not depend on any other setting."""
+        source = torch.Generator().manual_seed(derived_seed(self.config.seed, "watch"))
+        rng = np.random.default_rng(derived_seed(self.config.seed, "watched images"))
+        images, labels = self.dataset.images, self.dataset.labels
+        if not self.classes or labels is None:
+            input: tuple[Tensor, ...] = (self._latents_from(source, LATENTS),)
+            count = min(len(images), 8 * _REAL_IMAGES)
+            rows = rng.choice(len(images), count, replace=False)
+        else:
+            shown = _spread(self.classes, min(self.classes, _WATCHED_CLASSES))
+            each = LATENTS // len(shown)
+            latents = self._latents_from(source, each * len(shown))
+            input = (latents, torch.from_numpy(shown).repeat_interleave(each).to(self.device))
+            members = [np.flatnonzero(labels == label) for label in shown]
+            rows = np.concatenate(
+                [rng.choice(m, min(len(m), _REAL_IMAGES), replace=False) for m in members]
+            )
+        real = torch.from_numpy(np.asarray(images[np.sort(rows)])).float() / 255
+        known = (
+            None if len(input) == 1 or labels is None else torch.from_numpy(labels[np.sort(rows)])
+        )
+        return CollapseWatch(input, pair_distance(real, known), self._value_range)
 
     def _is_exhausted(self) -> bool:
         return self.validation is not None and self.validation.exhausted(self.epoch)
@@ -394,6 +444,8 @@ class Trainer:
         self._check_finite()
         save_png(self.draw_grid(), run.grid(epoch))
         save_png(training_curves(self.records), run.curves)
+        if self.watch is not None:
+            save_png(watch_curves(self.records), run.watch)
         generator, discriminator = bare_state(self.generator), bare_state(self.discriminator)
         save_bare_state(run.generator, generator)
         save_bare_state(run.discriminator, discriminator)
@@ -488,6 +540,7 @@ class Trainer:
             "step": self.step,
             "epoch": self.epoch,
             "metrics": self._window.state(),
+            "watch": self.watch.state() if self.watch else None,
             "validation": self.validation.state() if self.validation else None,
             "train_config": self.config.to_dict(),
         }
@@ -512,6 +565,8 @@ class Trainer:
         self._window.load(checkpoint["metrics"], self.step, self.device)
         if self.validation is not None:
             self.validation.load(checkpoint["validation"])
+        if self.watch is not None and checkpoint.get("watch"):  # of a run that was watched
+            self.watch.load(checkpoint["watch"])
         if self.config.out is not None:
             self.run = RunFolder(file.parent)
 
