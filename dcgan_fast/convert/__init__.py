@@ -22,7 +22,7 @@ from pathlib import Path
 from ..errors import UserError
 from ..training import checkpoint as checkpoints
 from .formats import Checkpoint, Format, saved_content
-from .newmu import is_newmu, read_newmu
+from .newmu import is_newmu, read_newmu, write_newmu
 from .pytorch_examples import is_examples, read_examples, write_examples
 
 __all__ = ["FORMATS", "Conversion", "Format", "convert"]
@@ -122,6 +122,7 @@ FORMATS = {
             "a folder of gen_NN.npy and discrim_NN.npy, the weights of Newmu/dcgan_code",
             is_newmu,
             read_newmu,
+            write_newmu,
         ),
     )
 }

@@ -1,21 +1,30 @@
-"""Newmu/dcgan_code, the DCGAN paper's code: its weights as it keeps them, one ``.npy`` a Theano array."""
+"""Newmu/dcgan_code, the DCGAN paper's code: its weights as it keeps them, one ``.npy`` a Theano array.
+
+Three layouts, told apart by their shapes: ``faces/`` (5x5 kernels, any size but 32x32), ``svhn/`` (the same at 32x32)
+and ``imagenet/`` (two 3x3 convolutions a scale). What arrays do not show, the distribution of z above all, is taken to
+be the preset's.
+"""
 
 from __future__ import annotations
 
+import io
 import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .. import models
 from ..errors import UserError
+from ..files import make_folder, write_bytes
 from ..nn import population_statistics
+from ..training import checkpoint as checkpoints
 from .formats import Checkpoint
 
 _ARRAY_FILE = re.compile(r"(?:(.+)_)?(gen|discrim)(?:_params\.jl)?_(\d+)\.npy")
+_STEMS = {"generator": "gen", "discriminator": "discrim"}
 _POPULATION_BATCHES, _POPULATION_BATCH_SIZE = 50, 128
 
 Arrays = dict[Path, np.ndarray]
@@ -122,12 +131,7 @@ def _newmu_settings(folder: Path, arrays: list[np.ndarray]) -> tuple[str, dict[s
 
 
 def _fill(network: nn.Module, arrays: Arrays, folder: Path) -> None:
-    """Copy Theano's arrays into ``network``.
-
-    Theano multiplies by a matrix from the right: matrices are transposed. Its convolutions flip the
-    kernel: kernels are flipped in H and W, those of transposed convolutions too. The last matrix of
-    a discriminator works on maps flattened in (C, H, W) order, as ``nn.Flatten`` does.
-    """
+    """Copy Theano's arrays into ``network``."""
     name = type(network).__name__.lower()
     parameters = dict(network.named_parameters())
     if len(arrays) != len(parameters):
@@ -142,10 +146,58 @@ def _fill(network: nn.Module, arrays: Arrays, folder: Path) -> None:
             raise UserError(
                 f"convert(): {path} must be {expected}, as the {name}'s '{key}', got {array.shape}"
             )
-        value = torch.from_numpy(array)
-        if value.dim() == 2:
-            value = value.T
-        elif value.dim() == 4:
-            value = value.flip(2, 3)
         with torch.no_grad():
-            parameter.copy_(value)
+            parameter.copy_(_other_way(torch.from_numpy(array)))
+
+
+def _other_way(value: Tensor) -> Tensor:
+    """A weight of Theano's as PyTorch has it, or the reverse: the same operation.
+
+    Theano multiplies by a matrix from the right: matrices are transposed. Its convolutions flip the
+    kernel: kernels are flipped in H and W, those of transposed convolutions too. The last matrix of
+    a discriminator works on maps flattened in (C, H, W) order, as ``nn.Flatten`` does.
+    """
+    if value.dim() == 2:
+        return value.T
+    return value.flip(2, 3) if value.dim() == 4 else value
+
+
+def write_newmu(content: Checkpoint, out: Path) -> list[Path]:
+    """``gen_01.npy`` and so on, as :func:`read_newmu` reads them; running statistics go, as the code has none."""
+    networks = checkpoints.build_networks(content, source="the checkpoint")
+    if "generator" not in networks:
+        raise UserError("convert(): newmu-arrays need a generator, the checkpoint holds none")
+    files = {}
+    for role, network in networks.items():
+        _check_net(role, network.config)  # type: ignore[arg-type]
+        for number, parameter in enumerate(network.parameters(), 1):
+            array = _other_way(parameter.detach()).float().contiguous().numpy()
+            files[f"{_STEMS[role]}_{number:02d}.npy"] = array
+    folder = make_folder(out)
+    for entry in folder.iterdir():
+        if _ARRAY_FILE.fullmatch(entry.name) and entry.name not in files:
+            raise UserError(
+                f"convert(): {folder} holds arrays of another model ({entry.name}); choose a new folder"
+            )
+    for name, array in files.items():
+        buffer = io.BytesIO()
+        np.save(buffer, array)
+        write_bytes(folder / name, buffer.getbuffer())
+    return [folder / name for name in files]
+
+
+def _check_net(role: str, config: dict[str, Any]) -> None:
+    """Raises :class:`UserError` where their code would compute something else from the arrays."""
+    kernel = config.get("kernel_size")
+    theirs: dict[str, Any] = {"convs_per_scale": 2 if kernel == 3 else 1, "bias": False}
+    theirs |= {"kernel_size": kernel if kernel == 3 else 5, "bn_eps": 1e-8, "scales": None}
+    theirs |= {"projection": "linear-bn1d"} if role == "generator" else {"head": "linear"}
+    for name, value in theirs.items():
+        mine = config.get(name, "missing")
+        if name == "scales" and mine is not None and "image_size" in config:
+            value = (config["image_size"] // 4).bit_length() - 1  # down to 4x4
+        if mine != value:
+            raise UserError(
+                f"convert(): the {role} is no net of Newmu/dcgan_code's, so it cannot be written as one ('{name}' is "
+                f"{mine!r} where theirs has {value!r})"
+            )

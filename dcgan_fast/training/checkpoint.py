@@ -142,32 +142,42 @@ def load_networks(
     Raises:
         UserError: as :func:`load_checkpoint`, and where weights do not fit their network.
     """
+    checkpoint = load_checkpoint(path)
+    networks = build_networks(checkpoint, source=path)
+    return networks.get("generator"), networks.get("discriminator"), checkpoint
+
+
+def build_networks(checkpoint: Mapping[str, Any], *, source: object) -> dict[str, nn.Module]:
+    """The networks that ``checkpoint`` describes, by role, with their weights, on the CPU.
+
+    Raises:
+        UserError: "SOURCE holds a …": of no class of ours, or with weights that do not fit.
+    """
     from .. import models
 
-    checkpoint = load_checkpoint(path)
-    networks: dict[str, nn.Module | None] = {"generator": None, "discriminator": None}
+    networks: dict[str, nn.Module] = {}
     names = {"generator": "Generator", "discriminator": "Discriminator"}
     names |= checkpoint.get("networks", {})
-    for role in networks:
+    for role in ("generator", "discriminator"):
         if role not in checkpoint:
             continue
         config = checkpoint["config"].get(role)
         if not config:
             raise UserError(
-                f"{path} holds a {role} that is not ours: build it and load checkpoint['{role}']"
+                f"{source} holds a {role} that is not ours: build it and load checkpoint['{role}']"
             )
         network_class = models.NETWORKS.get(names[role])
         if network_class is None:
             raise UserError(
-                f"{path} holds a {role} of the class '{names[role]}', which this dcgan_fast does not have: update it"
+                f"{source} holds a {role} of the class '{names[role]}', which this dcgan_fast does not have: update it"
             )
         try:
             network = network_class(**config)
         except (TypeError, ValueError) as error:
-            raise UserError(f"{path} describes a {role} that cannot be built: {error}") from error
-        load_state(network, checkpoint[role], source=path)
+            raise UserError(f"{source} describes a {role} that cannot be built: {error}") from error
+        load_state(network, checkpoint[role], source=source)
         networks[role] = network
-    return networks["generator"], networks["discriminator"], checkpoint
+    return networks
 
 
 def load_state(module: nn.Module, state: Mapping[str, Tensor], *, source: object) -> None:
