@@ -183,7 +183,7 @@ def test_a_checkpoint_can_be_copied(tmp_path: Path) -> None:
 
 
 def test_formats_are_known_by_their_names() -> None:
-    assert list(FORMATS) == ["dcgan-fast", "pytorch-examples", "newmu-arrays"]
+    assert list(FORMATS)[:3] == ["dcgan-fast", "pytorch-examples", "newmu-arrays"]
     assert all(name == entry.name and entry.summary for name, entry in FORMATS.items())
 
 

@@ -5,7 +5,9 @@ format            what it is                                          read   wri
 ================  ==================================================  =====  =====
 dcgan-fast        a checkpoint of this package                        yes    yes
 pytorch-examples  bare state dicts of pytorch/examples' DCGAN         yes    yes
-newmu-arrays      the paper's code's arrays, one ``.npy`` a weight    yes
+newmu-arrays      the paper's code's arrays, one ``.npy`` a weight    yes    yes
+huggan            a generator of the Hugging Face hub's huggan        yes    yes
+safetensors       one file, what rebuilds the networks as metadata    yes    yes
 ================  ==================================================  =====  =====
 
 Bare state dicts of networks with labels (:func:`dcgan_fast.models.infer_network`) are read as pytorch/examples' are.
@@ -22,8 +24,10 @@ from pathlib import Path
 from ..errors import UserError
 from ..training import checkpoint as checkpoints
 from .formats import Checkpoint, Format, saved_content
+from .huggan import is_huggan, read_huggan, write_huggan
 from .newmu import is_newmu, read_newmu, write_newmu
 from .pytorch_examples import is_examples, read_examples, write_examples
+from .safetensors_file import SUFFIX, is_safetensors, read_safetensors, write_safetensors
 
 __all__ = ["FORMATS", "Conversion", "Format", "convert"]
 
@@ -49,28 +53,38 @@ def convert(
 
     Args:
         source: a file or a folder.
-        out: the checkpoint to write, or, for ``pytorch-examples``, the folder to write ``netG.pth``
-            and ``netD.pth`` into. An existing file is replaced as a whole.
+        out: the file, or for formats of several files the folder, to write. An existing file is
+            replaced as a whole.
         source_format: a name in :data:`FORMATS`; None: recognised from ``source``.
-        target_format: None: ``dcgan-fast``, or ``pytorch-examples`` for a ``source`` that is a
-            checkpoint already.
+        target_format: None: by the suffix of ``out`` where that tells, else ``dcgan-fast``, or
+            ``pytorch-examples`` for a ``source`` that is a checkpoint already.
 
     Raises:
         UserError: ``source`` is missing, damaged or of no known format, its arrays do not make a
-            network, the target format cannot hold it, or ``out`` cannot be written.
+            network, the target format cannot hold it, a package that a format needs is not
+            installed, or ``out`` cannot be written.
     """
     source, out = Path(source), Path(out)
     if not source.exists():
         raise UserError(f"convert(): no such file or folder: {source}")
     reader = _format("source_format", source_format) if source_format else _recognise(source)
-    if target_format is None:
-        target_format = "pytorch-examples" if reader.name == "dcgan-fast" else "dcgan-fast"
-    writer = _format("target_format", target_format)
+    if reader.read is None:
+        raise UserError(f"convert(): '{reader.name}' can be written only")
+    writer = (
+        _format("target_format", target_format) if target_format else _target(reader, out.suffix)
+    )
     if writer.write is None:
         raise UserError(f"convert(): '{writer.name}' can be read only")
     content = reader.read(source)
     files = writer.write(content, out)
     return Conversion(reader.name, writer.name, content["preset"], tuple(files))
+
+
+def _target(reader: Format, suffix: str) -> Format:
+    for candidate in FORMATS.values():
+        if candidate.suffix == suffix:
+            return candidate
+    return FORMATS["pytorch-examples" if reader.name == "dcgan-fast" else "dcgan-fast"]
 
 
 def _format(argument: str, name: str) -> Format:
@@ -83,9 +97,9 @@ def _format(argument: str, name: str) -> Format:
 
 def _recognise(source: Path) -> Format:
     for candidate in FORMATS.values():
-        if candidate.recognises(source):
+        if candidate.read is not None and candidate.recognises(source):
             return candidate
-    known = "; ".join(f"{entry.name}: {entry.summary}" for entry in FORMATS.values())
+    known = "; ".join(f"{entry.name}: {entry.summary}" for entry in FORMATS.values() if entry.read)
     raise UserError(f"convert(): {source} is of no known format ({known})")
 
 
@@ -123,6 +137,22 @@ FORMATS = {
             is_newmu,
             read_newmu,
             write_newmu,
+        ),
+        Format(
+            "huggan",
+            "a folder of the Hugging Face hub: config.json beside model.safetensors or "
+            "pytorch_model.bin",
+            is_huggan,
+            read_huggan,
+            write_huggan,
+        ),
+        Format(
+            "safetensors",
+            "a .safetensors file of dcgan_fast's networks, or of a bare state dict",
+            is_safetensors,
+            read_safetensors,
+            write_safetensors,
+            SUFFIX,
         ),
     )
 }

@@ -89,8 +89,8 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     path, content = _read(path)
     if content.get("format") == FORMAT:
-        return _checked(dict(content), path)
-    return _from_bare_state(content, path)
+        return checked(dict(content), path)
+    return from_bare_state(content, path)
 
 
 def load_weights(path: str | os.PathLike[str], role: str) -> dict[str, Tensor]:
@@ -105,7 +105,7 @@ def load_weights(path: str | os.PathLike[str], role: str) -> dict[str, Tensor]:
     path, content = _read(path)
     if content.get("format") != FORMAT:
         return _bare_state(content, path)
-    checkpoint = _checked(dict(content), path)
+    checkpoint = checked(dict(content), path)
     if role not in checkpoint:
         raise UserError(f"{path} holds no {role}")
     return checkpoint[role]
@@ -212,7 +212,8 @@ def bare_state(module: nn.Module) -> StateDict:
     return {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
 
 
-def _checked(checkpoint: dict[str, Any], path: Path) -> dict[str, Any]:
+def checked(checkpoint: dict[str, Any], path: Path) -> dict[str, Any]:
+    """``checkpoint``, read from ``path``; raises :class:`UserError` where it is of a newer version or damaged."""
     version = checkpoint.get("version")
     if not isinstance(version, int) or version > VERSION:
         raise UserError(
@@ -224,21 +225,12 @@ def _checked(checkpoint: dict[str, Any], path: Path) -> dict[str, Any]:
     return checkpoint
 
 
-def _bare_state(content: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
-    from .. import models
+def from_bare_state(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """The checkpoint of a bare state dict, or of ``{"state_dict": …}``, that was read from ``path``.
 
-    state = content.get("state_dict", content)
-    if not isinstance(state, Mapping) or not state:
-        raise UserError(f"{path} is not a checkpoint: it holds no tensors")
-    for key, value in state.items():
-        if not isinstance(key, str) or not isinstance(value, Tensor):
-            raise UserError(
-                f"{path} is not a checkpoint: {key!r} is a {type(value).__name__}, not a tensor"
-            )
-    return models.plain_state_dict(state)
-
-
-def _from_bare_state(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    Raises:
+        UserError: it is not of a network that this package can build.
+    """
     from .. import models
 
     state = _bare_state(content, path)
@@ -254,6 +246,20 @@ def _from_bare_state(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
         "networks": {role: name},
         role: state,
     }
+
+
+def _bare_state(content: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
+    from .. import models
+
+    state = content.get("state_dict", content)
+    if not isinstance(state, Mapping) or not state:
+        raise UserError(f"{path} is not a checkpoint: it holds no tensors")
+    for key, value in state.items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            raise UserError(
+                f"{path} is not a checkpoint: {key!r} is a {type(value).__name__}, not a tensor"
+            )
+    return models.plain_state_dict(state)
 
 
 def _shape(value: Tensor | None) -> tuple[int, ...] | str:
