@@ -238,7 +238,7 @@ class ConditionalGenerator(_ConditionalNetwork, LatentNetwork):
         """
         where = "ConditionalGenerator.forward()"
         check_shape(where, "latent", latent, (self.nz,), (self.nz, 1, 1))
-        check_labels(where, labels, len(latent), self.classes)
+        check_labels(where, labels, latent.shape[0], self.classes)
         input = latent.flatten(1)
         if not self._concatenates:
             input = torch.cat([input, _vectors_of(self.embedding, labels).to(input.dtype)], 1)
@@ -351,7 +351,7 @@ class ConditionalDiscriminator(_ConditionalNetwork):
         """
         where = "ConditionalDiscriminator.forward()"
         check_shape(where, "images", images, (self.nc, self.image_size, self.image_size))
-        check_labels(where, labels, len(images), self.classes)
+        check_labels(where, labels, images.shape[0], self.classes)
         result = self._run(images, labels)
         if not self._concatenates:
             features = result if self._units else result.sum((2, 3))

@@ -203,11 +203,11 @@ def test_a_source_that_is_not_of_the_format_it_is_said_to_be(tmp_path: Path, nam
         ({"source": "."}, "is of no known format"),
         ({"source": "other.pt"}, "is of no known format"),
         (
-            {"source": "run/netG.pth", "source_format": "onnx"},
+            {"source": "run/netG.pth", "source_format": "caffe"},
             "'source_format' must be one of dcgan",
         ),
         (
-            {"source": "run/netG.pth", "target_format": "onnx"},
+            {"source": "run/netG.pth", "target_format": "caffe"},
             "'target_format' must be one of dcgan",
         ),
         ({"source": "run/netG.pth", "out": "no/such/folder/net.pt"}, "cannot write"),

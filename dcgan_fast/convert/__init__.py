@@ -8,6 +8,7 @@ pytorch-examples  bare state dicts of pytorch/examples' DCGAN         yes    yes
 newmu-arrays      the paper's code's arrays, one ``.npy`` a weight    yes    yes
 huggan            a generator of the Hugging Face hub's huggan        yes    yes
 safetensors       one file, what rebuilds the networks as metadata    yes    yes
+onnx              graphs of standard operators, any batch             no     yes
 ================  ==================================================  =====  =====
 
 Bare state dicts of networks with labels (:func:`dcgan_fast.models.infer_network`) are read as pytorch/examples' are.
@@ -26,6 +27,7 @@ from ..training import checkpoint as checkpoints
 from .formats import Checkpoint, Format, saved_content
 from .huggan import is_huggan, read_huggan, write_huggan
 from .newmu import is_newmu, read_newmu, write_newmu
+from .onnx_file import is_onnx, write_onnx
 from .pytorch_examples import is_examples, read_examples, write_examples
 from .safetensors_file import SUFFIX, is_safetensors, read_safetensors, write_safetensors
 
@@ -153,6 +155,12 @@ FORMATS = {
             read_safetensors,
             write_safetensors,
             SUFFIX,
+        ),
+        Format(
+            "onnx",
+            "written only: a folder of generator.onnx and discriminator.onnx",
+            is_onnx,
+            write=write_onnx,
         ),
     )
 }
