@@ -667,7 +667,7 @@ def _parser() -> argparse.ArgumentParser:
             "convert",
             _convert,
             "convert trained networks from and to other codes",
-            "\n".join(f"{name + ':':18}{entry.summary}" for name, entry in FORMATS.items()),
+            "\n".join(f"{name + ':':20}{entry.summary}" for name, entry in FORMATS.items()),
             "dcgan-fast convert netG_epoch_24.pth --out faces.pt",
         )
     )

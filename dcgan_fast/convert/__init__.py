@@ -1,15 +1,17 @@
 """Trained DCGANs of other codes as checkpoints of this one, and back.
 
-================  ==================================================  =====  =====
-format            what it is                                          read   write
-================  ==================================================  =====  =====
-dcgan-fast        a checkpoint of this package                        yes    yes
-pytorch-examples  bare state dicts of pytorch/examples' DCGAN         yes    yes
-newmu-arrays      the paper's code's arrays, one ``.npy`` a weight    yes    yes
-huggan            a generator of the Hugging Face hub's huggan        yes    yes
-safetensors       one file, what rebuilds the networks as metadata    yes    yes
-onnx              graphs of standard operators, any batch             no     yes
-================  ==================================================  =====  =====
+==================  ==================================================  =====  =====
+format              what it is                                          read   write
+==================  ==================================================  =====  =====
+dcgan-fast          a checkpoint of this package                        yes    yes
+pytorch-examples    bare state dicts of pytorch/examples' DCGAN         yes    yes
+newmu-arrays        the paper's code's arrays, one ``.npy`` a weight    yes    yes
+carpedm20           DCGAN-tensorflow's variables, one ``.npz``          yes    yes
+carpedm20-mirrored  the same, images turned: see the module             yes    yes
+huggan              a generator of the Hugging Face hub's huggan        yes    yes
+safetensors         one file, what rebuilds the networks as metadata    yes    yes
+onnx                graphs of standard operators, any batch             no     yes
+==================  ==================================================  =====  =====
 
 Bare state dicts of networks with labels (:func:`dcgan_fast.models.infer_network`) are read as pytorch/examples' are.
 Whatever is read becomes the dict that :mod:`dcgan_fast.training.checkpoint` describes, and whatever
@@ -24,6 +26,7 @@ from pathlib import Path
 
 from ..errors import UserError
 from ..training import checkpoint as checkpoints
+from . import carpedm20
 from .formats import Checkpoint, Format, saved_content
 from .huggan import is_huggan, read_huggan, write_huggan
 from .newmu import is_newmu, read_newmu, write_newmu
@@ -139,6 +142,21 @@ FORMATS = {
             is_newmu,
             read_newmu,
             write_newmu,
+        ),
+        Format(
+            "carpedm20",
+            "a .npz of carpedm20/DCGAN-tensorflow's variables; 5x5 kernels become 6x6 ones",
+            carpedm20.is_carpedm20,
+            carpedm20.read_upright,
+            carpedm20.write_upright,
+            carpedm20.SUFFIX,
+        ),
+        Format(
+            "carpedm20-mirrored",
+            "the same with 5x5 kernels, of images turned by 180 degrees (see the docs)",
+            carpedm20.is_carpedm20,
+            carpedm20.read_mirrored,
+            carpedm20.write_mirrored,
         ),
         Format(
             "huggan",
