@@ -124,5 +124,5 @@ def add_faces_command(add: AddCommand) -> None:
         "--min-score",
         type=float,
         metavar="X",
-        help="of the detector's own (default: haar 0, centerface 0.5)",
+        help="of the detector's own (default: haar 3, centerface 0.5)",
     )

