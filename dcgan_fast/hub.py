@@ -18,7 +18,7 @@ from typing import Any, TypeVar, cast
 import torch
 
 from .convert.formats import optional_module
-from .convert.huggan import PICKLE, SAFETENSORS, read_network
+from .convert.huggan import PICKLE, SAFETENSORS, read_network, weights_file
 from .errors import UserError
 from .files import cannot_write
 from .networks import Described
@@ -91,12 +91,7 @@ def _mixed_class(network_class: Any) -> Any:
 
     def fetch(model_id: str, **options: Any) -> Path:
         if os.path.isdir(model_id):
-            found = [name for name in (SAFETENSORS, PICKLE) if Path(model_id, name).is_file()]
-            if not found:
-                raise UserError(
-                    f"from_pretrained(): {model_id} holds neither {SAFETENSORS} nor {PICKLE}"
-                )
-            return Path(model_id, found[0])
+            return weights_file("from_pretrained()", Path(model_id))
         try:
             return Path(hf_hub_download(model_id, SAFETENSORS, **options))
         except EntryNotFoundError:

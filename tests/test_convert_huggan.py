@@ -138,7 +138,9 @@ def test_without_safetensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     done = convert(path, tmp_path / "hub", target_format="huggan")
     assert [file.name for file in done.files] == ["pytorch_model.bin", "config.json"]
     assert convert(tmp_path / "hub", tmp_path / "again.pt").source_format == "huggan"
-    (tmp_path / "hub" / "model.safetensors").write_bytes(b"")
+    (tmp_path / "hub" / "model.safetensors").write_bytes(b"")  # not read, as there is the other
+    assert convert(tmp_path / "hub", tmp_path / "again.pt").source_format == "huggan"
+    (tmp_path / "hub" / "pytorch_model.bin").unlink()
     with pytest.raises(UserError, match="reading model.safetensors needs safetensors: pip install"):
         convert(tmp_path / "hub", tmp_path / "again.pt")
 

@@ -30,7 +30,7 @@ from . import carpedm20
 from .formats import Checkpoint, Format, saved_content
 from .huggan import is_huggan, read_huggan, write_huggan
 from .newmu import is_newmu, read_newmu, write_newmu
-from .onnx_file import is_onnx, write_onnx
+from .onnx_file import write_onnx
 from .pytorch_examples import is_examples, read_examples, write_examples
 from .safetensors_file import SUFFIX, is_safetensors, read_safetensors, write_safetensors
 
@@ -102,7 +102,7 @@ def _format(argument: str, name: str) -> Format:
 
 def _recognise(source: Path) -> Format:
     for candidate in FORMATS.values():
-        if candidate.read is not None and candidate.recognises(source):
+        if candidate.recognises is not None and candidate.recognises(source):
             return candidate
     known = "; ".join(f"{entry.name}: {entry.summary}" for entry in FORMATS.values() if entry.read)
     raise UserError(f"convert(): {source} is of no known format ({known})")
@@ -177,7 +177,6 @@ FORMATS = {
         Format(
             "onnx",
             "written only: a folder of generator.onnx and discriminator.onnx",
-            is_onnx,
             write=write_onnx,
         ),
     )

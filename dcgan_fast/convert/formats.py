@@ -22,14 +22,14 @@ StateDict = dict[str, Tensor]
 class Format:
     """A way in which trained networks are kept.
 
-    ``recognises(path)`` looks without raising; ``read(path)``, if it can be read, returns a
-    checkpoint; ``write``, if it can be written, takes a checkpoint and a path and returns the files
-    it wrote. A target of that ``suffix`` is of this format where nobody says otherwise.
+    Of a format that can be read, ``read(path)`` returns a checkpoint, and ``recognises(path)`` looks
+    without raising; of one that can be written, ``write`` takes a checkpoint and a path and returns
+    the files it wrote. A target of that ``suffix`` is of this format where nobody says otherwise.
     """
 
     name: str
     summary: str
-    recognises: Callable[[Path], bool]
+    recognises: Callable[[Path], bool] | None = None
     read: Callable[[Path], Checkpoint] | None = None
     write: Callable[[Checkpoint, Path], list[Path]] | None = None
     suffix: str | None = None

@@ -36,10 +36,23 @@ def is_huggan(path: Path) -> bool:
 
 
 def read_huggan(folder: Path) -> Checkpoint:
+    return read_network(weights_file("convert()", folder), read_config(folder / CONFIG))
+
+
+def weights_file(owner: str, folder: Path) -> Path:
+    """The weights in ``folder``: those in safetensors first, if the package is there to read them."""
     found = [folder / name for name in (SAFETENSORS, PICKLE) if (folder / name).is_file()]
     if not found:
-        raise UserError(f"convert(): {folder} holds neither {SAFETENSORS} nor {PICKLE}")
-    return read_network(found[0], read_config(folder / CONFIG))
+        raise UserError(f"{owner}: {folder} holds neither {SAFETENSORS} nor {PICKLE}")
+    return found[0 if _safetensors() else -1]
+
+
+def _safetensors() -> Any:
+    """The package, None where it is not installed."""
+    try:
+        return optional_module("safetensors.torch", "", "")
+    except UserError:
+        return None
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -115,14 +128,8 @@ def write_huggan(content: Checkpoint, out: Path) -> list[Path]:
     folder = make_folder(out)
     written = [folder / PICKLE]
     checkpoints.save_bare_state(written[0], state)
-    try:
-        save = optional_module(
-            "safetensors.torch", f"convert(): writing {SAFETENSORS}", "safetensors"
-        ).save
-    except UserError:  # the file of torch.save serves
-        pass
-    else:
-        write_bytes(folder / SAFETENSORS, save(state, {"format": "pt"}))
+    if safetensors := _safetensors():
+        write_bytes(folder / SAFETENSORS, safetensors.save(state, {"format": "pt"}))
         written.append(folder / SAFETENSORS)
     write_text(folder / CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
     return [*written, folder / CONFIG]

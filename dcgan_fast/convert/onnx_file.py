@@ -1,4 +1,6 @@
-"""Networks as ONNX, to run where there is no PyTorch: ``generator.onnx`` and ``discriminator.onnx``, written only.
+"""Networks as ONNX, to run where there is no PyTorch: ``generator.onnx`` and ``discriminator.onnx``.
+
+Written only: such a graph, its batch norms folded, has lost what it was built from.
 
 The graphs are of the plain children, which export sees in place of the fused ops: standard operators of opset 18, batch
 norms in evaluation, folded into the layer before where they follow it, a batch of any size. Inputs are ``latent``
@@ -32,10 +34,6 @@ from .formats import Checkpoint, optional_module
 
 _OPSET = 18
 _TOLERANCE = 1e-4  # of the largest output, at least 1
-
-
-def is_onnx(path: Path) -> bool:
-    return False  # such a graph has lost what it was built from
 
 
 def write_onnx(content: Checkpoint, out: Path) -> list[Path]:
