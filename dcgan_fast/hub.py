@@ -28,7 +28,7 @@ __all__ = ["from_pretrained", "push_to_hub", "save_pretrained"]
 
 D = TypeVar("D", bound=Described)
 
-_CARD = {
+_CARD: dict[str, Any] = {
     "library_name": "dcgan_fast",
     "tags": ["gan", "dcgan", "image-generation"],
     "paper_url": "https://arxiv.org/abs/1511.06434",
@@ -134,4 +134,5 @@ def _mixed_class(network_class: Any) -> Any:
         namespace["__doc__"] = network_class.__doc__
 
     bases = (PyTorchModelHubMixin, network_class)
-    return types.new_class(network_class.__name__, bases, _CARD, body)
+    card = {**_CARD, "tags": list(_CARD["tags"])}  # to which the mixin adds its own
+    return types.new_class(network_class.__name__, bases, card, body)
