@@ -669,7 +669,7 @@ def _parser() -> argparse.ArgumentParser:
             "convert",
             _convert,
             "convert trained networks from and to other codes",
-            "\n".join(f"{name + ':':18}{entry.summary}" for name, entry in FORMATS.items()),
+            "\n".join(f"{name + ':':20}{entry.summary}" for name, entry in FORMATS.items()),
             "dcgan-fast convert netG_epoch_24.pth --out faces.pt",
         )
     )
@@ -1334,13 +1334,16 @@ def _convert_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="SOURCE", help="a file or a folder")
     parser.add_argument("--out", required=True, metavar="PATH", help="a file or a folder")
     parser.add_argument(
-        "--from", dest="source_format", choices=tuple(FORMATS), help="(default: recognised)"
+        "--from",
+        dest="source_format",
+        choices=[name for name, entry in FORMATS.items() if entry.read],
+        help="(default: recognised)",
     )
     parser.add_argument(
         "--to",
         dest="target_format",
         choices=[name for name, entry in FORMATS.items() if entry.write],
-        help="(default: dcgan-fast; of a dcgan-fast checkpoint pytorch-examples)",
+        help="(default: by PATH's suffix, or dcgan-fast; of a dcgan-fast checkpoint pytorch-examples)",
     )
 
 

@@ -238,7 +238,7 @@ class ConditionalGenerator(_ConditionalNetwork, LatentNetwork):
         """
         where = "ConditionalGenerator.forward()"
         check_shape(where, "latent", latent, (self.nz,), (self.nz, 1, 1))
-        check_labels(where, labels, len(latent), self.classes)
+        check_labels(where, labels, latent.shape[0], self.classes)
         return self._run(self.first_input(latent, labels), labels)
 
     def first_input(self, latent: Tensor, labels: Tensor) -> Tensor:
@@ -355,7 +355,7 @@ class ConditionalDiscriminator(_ConditionalNetwork):
         """
         where = "ConditionalDiscriminator.forward()"
         check_shape(where, "images", images, (self.nc, self.image_size, self.image_size))
-        check_labels(where, labels, len(images), self.classes)
+        check_labels(where, labels, images.shape[0], self.classes)
         result = self._run(images, labels)
         if not self._concatenates:
             features = result if self._units else result.sum((2, 3))

@@ -63,7 +63,7 @@ def check_labels(owner: str, labels: Tensor, batch: int, classes: int) -> None:
         raise UserError(
             f"{owner}: 'labels' must be {rule}, got {labels.dtype} of shape {tuple(labels.shape)}"
         )
-    if labels.device.type == "cpu" and batch and not torch.compiler.is_compiling():
+    if labels.device.type == "cpu" and not torch.compiler.is_compiling() and batch:
         low, high = (int(bound) for bound in labels.aminmax())
         if low < 0 or high >= classes:
             wrong = low if low < 0 else high
@@ -74,7 +74,7 @@ def one_hot(labels: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
     """Labels as (N, classes) of ``dtype``: a one in the column of each, or what they are already."""
     if labels.is_floating_point():
         return labels.to(dtype)
-    hot = torch.zeros(len(labels), classes, dtype=dtype, device=labels.device)
+    hot = torch.zeros(labels.shape[0], classes, dtype=dtype, device=labels.device)
     return hot.scatter_(1, labels[:, None], 1)
 
 

@@ -146,7 +146,7 @@ class MlpGenerator(_MlpNetwork, LatentNetwork):
         """
         where = "MlpGenerator.forward()"
         check_shape(where, "latent", latent, (self.nz,), (self.nz, 1, 1))
-        check_labels(where, labels, len(latent), self.classes)
+        check_labels(where, labels, latent.shape[0], self.classes)
         flat = latent.flatten(1)
         hot = one_hot(labels, self.classes, flat.dtype)
         hidden = self.dropout(torch.cat([self.z(flat), self.y(hot)], 1).relu())
@@ -229,7 +229,7 @@ class MlpDiscriminator(_MlpNetwork):
         shape = (self.nc, self.image_size, self.image_size)
         where = "MlpDiscriminator.forward()"
         check_shape(where, "images", images, shape)
-        check_labels(where, labels, len(images), self.classes)
+        check_labels(where, labels, images.shape[0], self.classes)
         hot = one_hot(labels, self.classes, images.dtype)
         hidden = self.dropout(torch.cat([self.x(images.flatten(1)), self.y(hot)], 1))
         result = self.head(self.dropout(self.joint(hidden))).flatten()

@@ -69,6 +69,7 @@ __all__ = [
     "infer_config",
     "infer_network",
     "plain_state_dict",
+    "preset_of",
     "training_defaults",
     "weights_init",
 ]
@@ -322,6 +323,28 @@ def build_from_config(config: Mapping[str, Config]) -> tuple[Generator, Discrimi
         return Generator(**config["generator"]), Discriminator(**config["discriminator"])
     except (KeyError, TypeError) as error:
         raise UserError(f"build_from_config(): 'config' is not of two networks: {error}") from error
+
+
+def preset_of(network: str, config: Config) -> str:
+    """The first preset that sets what ``config`` of a network of that name has; ``pytorch`` where none does.
+
+    Sizes, widths and classes do not count, which are whatever the data wanted, nor does D's last sigmoid.
+    """
+    kind = NETWORKS[network]
+    free = "image_size nc nz ngf ndf ngfc ndfc classes embedding output".split()
+    for name, preset in PRESETS.items():
+        if kind not in preset.networks:
+            continue
+        own = preset.generator if kind is preset.networks[0] else preset.discriminator
+        settings = {
+            setting: parameter.default
+            for setting, parameter in inspect.signature(kind).parameters.items()
+            if setting not in free and not setting.endswith("_units")
+        }
+        settings |= {key: value for key, value in (preset.shared | own).items() if key in settings}
+        if all(value == config.get(key) for key, value in settings.items()):
+            return name
+    return "pytorch"
 
 
 def training_defaults(preset: str = "pytorch") -> Config:

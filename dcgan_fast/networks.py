@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 import operator
-from typing import Any, NamedTuple
+import os
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -84,6 +85,60 @@ class Described(nn.Module):
 
     config: Config
     classes: int = 0
+
+    @classmethod
+    def from_pretrained(cls: type[D], name_or_path: str | os.PathLike[str], **options: Any) -> D:
+        """The network of a folder, or of a model on the Hugging Face hub, in evaluation mode.
+
+        Args:
+            name_or_path: a folder with ``config.json`` and ``model.safetensors`` or
+                ``pytorch_model.bin``, or a name on the hub: one that :meth:`push_to_hub` made, or
+                one of huggan's DCGANs (``Generator.from_pretrained("huggan/dcgan-mnist")``).
+            options: ``revision``, ``token``, ``cache_dir``, ``force_download``,
+                ``local_files_only`` of ``huggingface_hub.ModelHubMixin.from_pretrained``, and
+                ``map_location``.
+
+        Raises:
+            UserError: huggingface_hub is not installed, or what was found is no network of this
+                class. Errors of the hub itself are huggingface_hub's.
+        """
+        from . import hub  # huggingface_hub is optional, and takes a third of a second to import
+
+        return hub.from_pretrained(cls, name_or_path, **options)
+
+    def save_pretrained(self, folder: str | os.PathLike[str], **options: Any) -> str | None:
+        """Write ``config.json``, ``model.safetensors`` and a model card ``README.md`` into ``folder``.
+
+        ``options`` are those of ``huggingface_hub.ModelHubMixin.save_pretrained``.
+
+        Raises:
+            UserError: huggingface_hub or safetensors is not installed, or ``folder`` cannot be written.
+        """
+        from . import hub
+
+        return hub.save_pretrained(self, folder, **options)
+
+    def push_to_hub(self, repository: str, **options: Any) -> str:
+        """Upload what :meth:`save_pretrained` writes to ``repository``, "user/name", on the Hugging Face hub.
+
+        Args:
+            repository: made where it is missing.
+            options: ``token``, ``private``, ``commit_message``, ``branch``, ``create_pr`` and others
+                of ``huggingface_hub.ModelHubMixin.push_to_hub``.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            UserError: huggingface_hub or safetensors is not installed. Errors of the hub itself are
+                huggingface_hub's.
+        """
+        from . import hub
+
+        return hub.push_to_hub(self, repository, **options)
+
+
+D = TypeVar("D", bound=Described)
 
 
 class LatentNetwork(Described):

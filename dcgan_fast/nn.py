@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import update_bn
 
-from . import functional
+from . import functional, reference
 
 __all__ = [
     "FusedSequential",
@@ -379,7 +379,9 @@ class MaxoutLinear(nn.Module):
             nn.init.uniform_(parameter, -bound, bound)
 
     def forward(self, input: Tensor) -> Tensor:
-        """``(..., in_features)`` to ``(..., out_features)``."""
+        """``(..., in_features)`` to ``(..., out_features)``; PyTorch's own ops alone where it is exported."""
+        if torch.compiler.is_exporting() or torch.jit.is_tracing():
+            return reference.maxout_linear(input, self.weight, self.bias)
         return functional.maxout_linear(input, self.weight, self.bias)
 
     def extra_repr(self) -> str:

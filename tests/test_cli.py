@@ -708,7 +708,8 @@ def test_convert_there_and_back(run: Path, capsys: pytest.CaptureFixture[str]) -
 def test_bad_conversions(error_of: Callable[..., str], run: Path) -> None:
     assert "no such file or folder: missing" in error_of("convert", "missing", "--out", "x")
     assert "the following arguments are required: --out" in error_of("convert", run)
-    assert "invalid choice: 'onnx'" in error_of("convert", run, "--out", "x", "--to", "onnx")
+    assert "invalid choice: 'caffe'" in error_of("convert", run, "--out", "x", "--to", "caffe")
+    assert "invalid choice: 'onnx'" in error_of("convert", run, "--out", "x", "--from", "onnx")
     assert os.listdir() == []
 
 

@@ -256,3 +256,20 @@ def test_generate_wants_labels_where_there_are_classes():
     other, _ = models.build("pytorch", image_size=16, ngf=2, ndf=2)
     with pytest.raises(UserError, match="'labels' must be None, as the generator has no classes"):
         models.generate(other, other.sample_latent(2), torch.tensor([0, 1]))
+
+
+@pytest.mark.parametrize("conditioning", CONDITIONINGS)
+def test_exports_with_any_batch(conditioning: str) -> None:
+    batch = torch.export.Dim("batch")
+    generator, discriminator = small(conditioning=conditioning)
+    for network, shape in ((generator, (5,)), (discriminator, (1, 16, 16))):
+        network.eval()
+        program = torch.export.export(
+            network,
+            (torch.rand(2, *shape), torch.tensor([2, 0])),
+            dynamic_shapes=({0: batch}, {0: batch}),
+        )
+        assert "dcgan_fast" not in program.graph_module.code
+        for n in (1, 7):
+            inputs = torch.rand(n, *shape), torch.arange(n) % 3
+            torch.testing.assert_close(program.module()(*inputs), network(*inputs))

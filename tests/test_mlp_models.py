@@ -173,3 +173,21 @@ def test_wrong_shapes_are_named():
         MlpGenerator(**SMALL_G)(torch.rand(2, 6), labels)
     with pytest.raises(UserError, match=r"'images' must be \(N, 1, 4, 4\), got \(2, 16\)"):
         MlpDiscriminator(**SMALL_D)(torch.rand(2, 16), labels)
+
+
+def test_they_export_with_any_batch_as_pytorchs_own_ops():
+    batch = torch.export.Dim("batch")
+    for network, shape in (
+        (MlpGenerator(**SMALL_G), (5,)),
+        (MlpDiscriminator(**SMALL_D), (1, 4, 4)),
+    ):
+        network.eval()
+        program = torch.export.export(
+            network,
+            (torch.rand(2, *shape), torch.tensor([2, 0])),
+            dynamic_shapes=({0: batch}, {0: batch}),
+        )
+        assert "dcgan_fast" not in program.graph_module.code
+        for n in (1, 7):
+            inputs = torch.rand(n, *shape), torch.arange(n) % 3
+            torch.testing.assert_close(program.module()(*inputs), network(*inputs))

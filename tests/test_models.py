@@ -862,3 +862,17 @@ def test_infer_network_names_what_differs() -> None:
         UserError, match=r"of a ConditionalGenerator: 'main.10.weight' is \(12, 1, 3, 3\) where"
     ):
         models.infer_network(state)
+
+
+@pytest.mark.parametrize("preset", models.PRESETS)
+def test_the_preset_of_a_config(preset: str) -> None:
+    generator, discriminator = models.build(preset)
+    assert models.preset_of(type(generator).__name__, generator.config) == preset
+    # two presets may have discriminators that differ in size alone
+    alike = {"newmu-svhn": "newmu"}.get(preset, preset)
+    assert models.preset_of(type(discriminator).__name__, discriminator.config) == alike
+
+
+def test_a_config_of_no_preset() -> None:
+    generator, _ = models.build("newmu", bias=True)
+    assert models.preset_of("Generator", generator.config) == "pytorch"

@@ -159,14 +159,19 @@ def decode(file: IO[bytes], image_size: int, channels: int) -> np.ndarray:
     Raises ValueError for a picture of more than ``PIL.Image.MAX_IMAGE_PIXELS`` pixels (mostly
     decompression bombs), and whatever Pillow raises for a file that it cannot read.
     """
-    with Image.open(file, formats=_formats()) as image:
-        _refuse_bomb(*image.size)
-        image.load()
-        try:
-            ImageOps.exif_transpose(image, in_place=True)
-        except Exception:  # damaged EXIF in a sound picture: take the picture as it lies
-            pass
-        return fit(image, image_size, channels)
+    return fit(read_upright(file), image_size, channels)
+
+
+def read_upright(file: IO[bytes]) -> Image.Image:
+    """Decodes one image file at its own size; raises as :func:`decode` does."""
+    image = Image.open(file, formats=_formats())
+    _refuse_bomb(*image.size)
+    image.load()
+    try:
+        ImageOps.exif_transpose(image, in_place=True)
+    except Exception:  # damaged EXIF in a sound picture: take the picture as it lies
+        pass
+    return image
 
 
 def fit(
@@ -181,7 +186,7 @@ def fit(
     bilinear, long side truncated, crop offset rounded half to even. 1 channel is grey, 2 grey and
     alpha, 3 RGB, 4 RGBA; where alpha is not asked for, the picture is laid on white.
     """
-    image = _with_channels(image, channels)
+    image = with_channels(image, channels)
     width, height = image.size
     short = min(width, height)
     width, height = image_size * width // short, image_size * height // short
@@ -195,7 +200,8 @@ def fit(
     return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
 
 
-def _with_channels(image: Image.Image, channels: int) -> Image.Image:
+def with_channels(image: Image.Image, channels: int) -> Image.Image:
+    """As :func:`fit` has channels, at the size that it has."""
     if image.mode == "F":
         raise ValueError("floating-point pixels have no known range; use 8 or 16 bits")
     if image.mode.startswith("I"):

@@ -89,8 +89,8 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     path, content = _read(path)
     if content.get("format") == FORMAT:
-        return _checked(dict(content), path)
-    return _from_bare_state(content, path)
+        return checked(dict(content), path)
+    return from_bare_state(content, path)
 
 
 def load_weights(path: str | os.PathLike[str], role: str) -> dict[str, Tensor]:
@@ -105,7 +105,7 @@ def load_weights(path: str | os.PathLike[str], role: str) -> dict[str, Tensor]:
     path, content = _read(path)
     if content.get("format") != FORMAT:
         return _bare_state(content, path)
-    checkpoint = _checked(dict(content), path)
+    checkpoint = checked(dict(content), path)
     if role not in checkpoint:
         raise UserError(f"{path} holds no {role}")
     return checkpoint[role]
@@ -142,32 +142,42 @@ def load_networks(
     Raises:
         UserError: as :func:`load_checkpoint`, and where weights do not fit their network.
     """
+    checkpoint = load_checkpoint(path)
+    networks = build_networks(checkpoint, source=path)
+    return networks.get("generator"), networks.get("discriminator"), checkpoint
+
+
+def build_networks(checkpoint: Mapping[str, Any], *, source: object) -> dict[str, nn.Module]:
+    """The networks that ``checkpoint`` describes, by role, with their weights, on the CPU.
+
+    Raises:
+        UserError: "SOURCE holds a …": of no class of ours, or with weights that do not fit.
+    """
     from .. import models
 
-    checkpoint = load_checkpoint(path)
-    networks: dict[str, nn.Module | None] = {"generator": None, "discriminator": None}
+    networks: dict[str, nn.Module] = {}
     names = {"generator": "Generator", "discriminator": "Discriminator"}
     names |= checkpoint.get("networks", {})
-    for role in networks:
+    for role in ("generator", "discriminator"):
         if role not in checkpoint:
             continue
         config = checkpoint["config"].get(role)
         if not config:
             raise UserError(
-                f"{path} holds a {role} that is not ours: build it and load checkpoint['{role}']"
+                f"{source} holds a {role} that is not ours: build it and load checkpoint['{role}']"
             )
         network_class = models.NETWORKS.get(names[role])
         if network_class is None:
             raise UserError(
-                f"{path} holds a {role} of the class '{names[role]}', which this dcgan_fast does not have: update it"
+                f"{source} holds a {role} of the class '{names[role]}', which this dcgan_fast does not have: update it"
             )
         try:
             network = network_class(**config)
         except (TypeError, ValueError) as error:
-            raise UserError(f"{path} describes a {role} that cannot be built: {error}") from error
-        load_state(network, checkpoint[role], source=path)
+            raise UserError(f"{source} describes a {role} that cannot be built: {error}") from error
+        load_state(network, checkpoint[role], source=source)
         networks[role] = network
-    return networks["generator"], networks["discriminator"], checkpoint
+    return networks
 
 
 def load_state(module: nn.Module, state: Mapping[str, Tensor], *, source: object) -> None:
@@ -202,7 +212,8 @@ def bare_state(module: nn.Module) -> StateDict:
     return {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
 
 
-def _checked(checkpoint: dict[str, Any], path: Path) -> dict[str, Any]:
+def checked(checkpoint: dict[str, Any], path: Path) -> dict[str, Any]:
+    """``checkpoint``, read from ``path``; raises :class:`UserError` where it is of a newer version or damaged."""
     version = checkpoint.get("version")
     if not isinstance(version, int) or version > VERSION:
         raise UserError(
@@ -214,21 +225,12 @@ def _checked(checkpoint: dict[str, Any], path: Path) -> dict[str, Any]:
     return checkpoint
 
 
-def _bare_state(content: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
-    from .. import models
+def from_bare_state(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """The checkpoint of a bare state dict, or of ``{"state_dict": …}``, that was read from ``path``.
 
-    state = content.get("state_dict", content)
-    if not isinstance(state, Mapping) or not state:
-        raise UserError(f"{path} is not a checkpoint: it holds no tensors")
-    for key, value in state.items():
-        if not isinstance(key, str) or not isinstance(value, Tensor):
-            raise UserError(
-                f"{path} is not a checkpoint: {key!r} is a {type(value).__name__}, not a tensor"
-            )
-    return models.plain_state_dict(state)
-
-
-def _from_bare_state(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    Raises:
+        UserError: it is not of a network that this package can build.
+    """
     from .. import models
 
     state = _bare_state(content, path)
@@ -244,6 +246,20 @@ def _from_bare_state(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
         "networks": {role: name},
         role: state,
     }
+
+
+def _bare_state(content: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
+    from .. import models
+
+    state = content.get("state_dict", content)
+    if not isinstance(state, Mapping) or not state:
+        raise UserError(f"{path} is not a checkpoint: it holds no tensors")
+    for key, value in state.items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            raise UserError(
+                f"{path} is not a checkpoint: {key!r} is a {type(value).__name__}, not a tensor"
+            )
+    return models.plain_state_dict(state)
 
 
 def _shape(value: Tensor | None) -> tuple[int, ...] | str:

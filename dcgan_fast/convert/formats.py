@@ -1,0 +1,60 @@
+"""What a format of trained networks is, and what several of them share."""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import UserError
+
+Checkpoint = dict[str, Any]
+StateDict = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Format:
+    """A way in which trained networks are kept.
+
+    Of a format that can be read, ``read(path)`` returns a checkpoint, and ``recognises(path)`` looks
+    without raising; of one that can be written, ``write`` takes a checkpoint and a path and returns
+    the files it wrote. A target of that ``suffix`` is of this format where nobody says otherwise.
+    """
+
+    name: str
+    summary: str
+    recognises: Callable[[Path], bool] | None = None
+    read: Callable[[Path], Checkpoint] | None = None
+    write: Callable[[Checkpoint, Path], list[Path]] | None = None
+    suffix: str | None = None
+
+
+def optional_module(name: str, what: str, extra: str) -> Any:
+    """The module ``name`` of an optional package, or :class:`UserError`: ``what`` needs it, and what installs it."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        package = name.partition(".")[0]
+        raise UserError(
+            f"{what} needs {package}: pip install {package}, or 'dcgan-fast[{extra}]'"
+        ) from error
+
+
+def saved_content(path: Path) -> Mapping[str, Any]:
+    """What a file of torch.save holds, or nothing if it is not one that can be read safely.
+
+    Torch is given the opened file: of a path it would read safetensors too.
+    """
+    try:
+        with open(path, "rb") as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what torch thinks of files that are none of its own
+            content = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception:  # torch raises a different type for each way a file can be something else
+        return {}
+    return content if isinstance(content, Mapping) else {}
