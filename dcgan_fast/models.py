@@ -157,6 +157,9 @@ _NEWMU_TRAINING: Config = {
 
 # The paper: batch, rate, its decay and floor, both ends of the momentum. How fast that grows it does not say; its
 # forerunner's code (goodfeli/adversarial, mnist.yaml) takes 250 epochs, and divides the rate by 1.000004 instead.
+# That code differs in more that the paper says nothing of, or says otherwise, and that its figure is reached without:
+# half the loss for D, G's gradient through D's output of before its update (reuse_fake_output), a fifth of D's input
+# dropped and nothing of G, log odds of the pixels as G's last biases, latent vectors from U(-1.73, 1.73).
 _CGAN_TRAINING: Config = {
     "batch_size": 100,
     "optimizer": "sgd",
