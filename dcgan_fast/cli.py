@@ -160,6 +160,7 @@ def _sample(
     labels: list[int] | None,
     images: bool,
     bn: str | None,
+    dropout: bool | None,
     out: str | None,
     columns: int | None,
     scale: int | None,
@@ -185,7 +186,8 @@ def _sample(
         of_class = torch.tensor(classes).repeat_interleave(len(chosen))
     if len(classes) > 1:
         columns = columns or len(chosen)  # a row a class
-    pictures = models.generate(generator, latents, of_class, bn=bn or content.get("bn", "running"))
+    mode = bn or content.get("bn", "running")
+    pictures = models.generate(generator, latents, of_class, bn=mode, dropout=dropout)
     value_range = generator.output_range
     if images:
         folder = make_folder(out or "samples")
@@ -231,6 +233,7 @@ def _parzen(
     sigma: float | None,
     samples: int,
     bn: str | None,
+    dropout: bool | None,
     seed: int,
     device: str,
 ) -> int:
@@ -264,6 +267,7 @@ def _parzen(
         samples=samples,
         bn=bn or content.get("bn", "running"),
         seed=seed,
+        dropout=dropout,
         progress=bars,
     )
     for tried, mean in found.searched.items():
@@ -955,6 +959,12 @@ def _sample_arguments(parser: argparse.ArgumentParser) -> None:
         "over many batches (default: the checkpoint's)",
     )
     parser.add_argument(
+        "--dropout",
+        action=argparse.BooleanOptionalAction,
+        help="of a generator that has dropout: leave units out of samples as in training "
+        "(default: as it was built; cgan-mnist: yes)",
+    )
+    parser.add_argument(
         "--out", metavar="PATH", help="(default: samples.png, or the folder samples)"
     )
     parser.add_argument("--columns", type=_positive, metavar="N", help="of the grid")
@@ -989,6 +999,11 @@ def _parzen_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--bn", choices=models.BN_MODES, help="as of sample (default: the checkpoint's)"
+    )
+    parser.add_argument(
+        "--dropout",
+        action=argparse.BooleanOptionalAction,
+        help="as of sample (default: as the generator was built)",
     )
     parser.add_argument(
         "--seed", type=int, default=0, metavar="N", help="of the samples (default: 0)"

@@ -140,14 +140,16 @@ def best_seeds(
 def _draw(
     owner: str, generator: models.LatentNetwork, latents: Tensor, label: int | None, bn: str
 ) -> Tensor:
-    """float32 images on the CPU, all in one call: with ``bn`` batch they see each other."""
+    """float32 images on the CPU, all in one call: with ``bn`` batch they see each other. They are of the latent vectors
+    alone: units left out, others for each, would change more than a step of a walk does.
+    """
     labels = None
     if generator.classes:
         label = integer(owner, "label", label or 0, 0, generator.classes - 1)
         labels = torch.full((len(latents),), label)
     elif label is not None:
         raise UserError(f"{owner}(): 'label' is for a generator with classes, this one has none")
-    images = models.generate(generator, latents, labels, bn=bn).float().cpu()
+    images = models.generate(generator, latents, labels, bn=bn, dropout=False).float().cpu()
     if not images.isfinite().all():
         raise UserError(f"{owner}(): the generator's images hold NaN: its training has diverged")
     return images

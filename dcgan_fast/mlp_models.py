@@ -3,12 +3,18 @@
 Mirza & Osindero 2014 (arXiv 1411.1784), section 4.1. Where the paper is silent, what the code that it builds on does
 (goodfeli/adversarial, ``mnist.yaml``): biases of 0 and weights uniform in ±0.05 in the generator, ±0.005 in the
 discriminator. Dropout is of hidden units, as there; inputs are left whole, where that code drops a fifth of D's.
+
+The paper drops units of the generator too, and does not say whether of samples. Here also of those: the masks are most
+of the noise that the trained generator makes its images of, and without them all images of a class are nearly the same
+(``benchmarks/results/conditional.md``). The code that it builds on leaves the generator whole, but for its
+``IntrinsicDropoutGenerator``, which samples with dropout as well.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -83,6 +89,8 @@ class MlpGenerator(_MlpNetwork, LatentNetwork):
         joint_units: hidden units that see all of those.
         dropout: part of the hidden units that is left out in training.
         irange: weights are drawn uniformly within this of 0.
+        sampling_dropout: whether :func:`dcgan_fast.models.generate` leaves them out of its images as well, by
+            :meth:`sample`. Without, it draws each image with all units, as evaluation mode does.
         latent_distribution: what :meth:`sample_latent` draws: ``unit`` U(0, 1), ``uniform`` U(-1, 1) or ``normal``
             N(0, 1).
 
@@ -110,6 +118,7 @@ class MlpGenerator(_MlpNetwork, LatentNetwork):
         joint_units: int = 1200,
         dropout: float = 0.5,
         irange: float = 0.05,
+        sampling_dropout: bool = True,
         latent_distribution: str = "unit",
     ) -> None:
         super().__init__(
@@ -129,17 +138,27 @@ class MlpGenerator(_MlpNetwork, LatentNetwork):
         self.latent_distribution = choice(
             "MlpGenerator", "latent_distribution", latent_distribution, _DISTRIBUTIONS
         )
-        self.config |= {"latent_distribution": self.latent_distribution}
+        if not isinstance(sampling_dropout, bool):
+            raise UserError(
+                f"MlpGenerator(): 'sampling_dropout' must be True or False, got {sampling_dropout!r}"
+            )
+        self.sampling_dropout = sampling_dropout
+        self.config |= {
+            "sampling_dropout": sampling_dropout,
+            "latent_distribution": self.latent_distribution,
+        }
+        self._hidden = z_units + y_units, joint_units
         self.z = nn.Linear(self.nz, z_units)
         self.y = nn.Linear(self.classes, y_units)
         self.joint = nn.Linear(z_units + y_units, joint_units)
         self.output = nn.Linear(joint_units, self._pixels)
         self.reset_parameters()
 
-    def forward(self, latent: Tensor, labels: Tensor) -> Tensor:
+    def forward(self, latent: Tensor, labels: Tensor, *, masks: Tensor | None = None) -> Tensor:
         """Images (N, nc, S, S) of ``latent`` (N, nz) or (N, nz, 1, 1) and ``labels``.
 
-        ``labels``: int64 (N,) from 0 to classes - 1, or weights of the classes (N, classes).
+        ``labels``: int64 (N,) from 0 to classes - 1, or weights of the classes (N, classes). ``masks``: what the
+        hidden units are multiplied by, in place of dropout, (N, z_units + y_units + joint_units).
 
         Raises:
             UserError: ``latent`` or ``labels`` have another shape, or a label is out of range.
@@ -149,10 +168,33 @@ class MlpGenerator(_MlpNetwork, LatentNetwork):
         check_labels(where, labels, latent.shape[0], self.classes)
         flat = latent.flatten(1)
         hot = one_hot(labels, self.classes, flat.dtype)
-        hidden = self.dropout(torch.cat([self.z(flat), self.y(hot)], 1).relu())
-        hidden = self.dropout(self.joint(hidden).relu())
+        first = last = self.dropout
+        if masks is not None:
+            check_shape(where, "masks", masks, (sum(self._hidden),))
+            first, last = (part.mul for part in masks.split(self._hidden, 1))
+        hidden = first(torch.cat([self.z(flat), self.y(hot)], 1).relu())
+        hidden = last(self.joint(hidden).relu())
         images = self.output(hidden).sigmoid()
         return images.view(-1, self.nc, self.image_size, self.image_size)
+
+    def sample(self, latent: Tensor, labels: Tensor) -> Tensor:
+        """As :meth:`forward`, with units left out in either mode: the images that the discriminator saw.
+
+        Which ones is drawn from the bits of the latent vector, as float32: it has one image, whatever stands beside it,
+        and loses the same units with every label. No random state is touched.
+        """
+        check_shape("MlpGenerator.sample()", "latent", latent, (self.nz,), (self.nz, 1, 1))
+        images: Tensor = self(latent, labels, masks=self._masks(latent))
+        return images
+
+    def _masks(self, latent: Tensor) -> Tensor:
+        """0 or 1 / (1 - dropout) for each hidden unit, (N, units). They take half as long as the images."""
+        rows = latent.detach().flatten(1).float().cpu().contiguous().numpy()
+        drawn = np.empty((len(rows), sum(self._hidden)), np.float32)
+        for row, numbers in zip(rows, drawn, strict=True):
+            np.random.default_rng(row.view(np.uint32)).random(out=numbers, dtype=np.float32)
+        left_out = self.config["dropout"]
+        return torch.from_numpy(drawn).ge_(left_out).div_(1 - left_out).to(latent)
 
     @property
     def values_per_image(self) -> int:

@@ -158,6 +158,9 @@ _NEWMU_TRAINING: Config = {
 
 # The paper: batch, rate, its decay and floor, both ends of the momentum. How fast that grows it does not say; its
 # forerunner's code (goodfeli/adversarial, mnist.yaml) takes 250 epochs, and divides the rate by 1.000004 instead.
+# That code differs in more that the paper says nothing of, or says otherwise, and that its figure is reached without:
+# half the loss for D, G's gradient through D's output of before its update (reuse_fake_output), a fifth of D's input
+# dropped and nothing of G, log odds of the pixels as G's last biases, latent vectors from U(-1.73, 1.73).
 _CGAN_TRAINING: Config = {
     "batch_size": 100,
     "optimizer": "sgd",
@@ -402,6 +405,7 @@ def generate(
     batch_size: int = 128,
     population_batches: int = 50,
     seed: int = 0,
+    dropout: bool | None = None,
 ) -> Tensor:
     """Draw the images of ``latent`` (N, nz) or (N, nz, 1, 1): (N, nc, S, S), without gradients.
 
@@ -417,6 +421,9 @@ def generate(
       averages are missing or stale. They are computed at each call; to sample often, call
       :func:`dcgan_fast.nn.population_statistics` once and use ``running``. Labels are drawn evenly.
 
+    ``dropout`` says whether units are left out as in training, others for each latent vector; without they all count,
+    as in evaluation mode. None: as the generator's ``sampling_dropout`` says (cgan-mnist: True).
+
     The network comes back as it was, modes and running statistics included, and no random state of
     PyTorch is touched. ``latent`` is moved to the network's device and dtype.
 
@@ -431,6 +438,8 @@ def generate(
         rule = "be given, as" if generator.classes else "be None, as"
         has = f"{generator.classes} classes" if generator.classes else "no classes"
         raise UserError(f"generate(): 'labels' must {rule} the generator has {has}")
+    leave_out = generator.sampling_dropout if dropout is None else dropout
+    draw = generator.sample if leave_out else generator
     parameter = next(generator.parameters())
     latent = latent.to(parameter.device, parameter.dtype)
     parts = max(1, -(-len(latent) // batch_size))
@@ -451,8 +460,8 @@ def generate(
         if bn == "batch":
             _check_batch(generator, bn, len(batches[-1][0]))  # none is smaller than the last
             with batch_norm_mode(generator, "batch"):
-                return torch.cat([generator(*batch) for batch in batches])
-        return torch.cat([generator(*batch) for batch in batches])
+                return torch.cat([draw(*batch) for batch in batches])
+        return torch.cat([draw(*batch) for batch in batches])
 
 
 def draw_input(generator: LatentNetwork, n: int, stream: torch.Generator) -> tuple[Tensor, ...]:

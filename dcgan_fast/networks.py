@@ -147,6 +147,13 @@ class LatentNetwork(Described):
     nz: int
     latent_distribution: str
     output_range: tuple[float, float]  # of its images
+    sampling_dropout: bool = False  # whether units are left out of samples as they are in training
+
+    def sample(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Images of ``forward``'s arguments as training makes them: of a network with dropout with units left out, in
+        either mode."""
+        images: Tensor = self(*args, **kwargs)
+        return images
 
     @property
     def values_per_image(self) -> int:

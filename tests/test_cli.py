@@ -658,7 +658,14 @@ def test_the_cgan_papers_networks_from_training_to_their_likelihood(
         f"sigma {found['sigma']:.3f}: {found['log_likelihood']:.2f} nats, of 40"
         in capsys.readouterr().out
     )
-    assert cli.main(["sample", str(run), "--class", "3", "--out", "three.png"]) == 0
+    images = {}
+    for flags in ("", "--dropout", "--no-dropout"):
+        assert cli.main(["sample", str(run), *flags.split(), "--class", "3", "--out", "3.png"]) == 0
+        images[flags] = Path("3.png").read_bytes()
+    assert images["--dropout"] == images[""] != images["--no-dropout"]
+    capsys.readouterr()
+    assert cli.main([*command.split(), "--no-dropout"]) == 0
+    assert f"{found['log_likelihood']:.2f} nats, of 40" not in capsys.readouterr().out
 
 
 def test_parzen_with_a_sigma_searches_none(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

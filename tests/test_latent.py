@@ -32,9 +32,9 @@ def small(**settings: Any) -> models.Generator:
     return generator.eval()
 
 
-def images_of(generator: models.Generator, latents: Tensor) -> Tensor:
+def images_of(generator: models.LatentNetwork, *input: Tensor) -> Tensor:
     with torch.no_grad():
-        return generator(latents)
+        return generator(*input)
 
 
 def test_a_seeds_latent_does_not_depend_on_the_others() -> None:
@@ -219,6 +219,16 @@ def test_labels() -> None:
     assert torch.equal(first.images, walk(generator, points, steps=2, label=0).images)
     with pytest.raises(UserError, match="'label' must be an integer from 0 to 2, got 3"):
         walk(generator, points, label=3)
+
+
+def test_no_unit_is_left_out_of_a_walk() -> None:
+    """Which of them are differs from one point to the next, and would hide what the points change."""
+    generator, _ = models.build("cgan-mnist", image_size=4, nz=NZ, classes=3)
+    made = walk(generator, latents_of(generator, [0, 1]), steps=4)
+    labels = torch.zeros(len(made.latents), dtype=torch.int64)
+    expected = images_of(generator.eval(), made.latents, labels)
+    torch.testing.assert_close(made.images, expected)
+    assert not torch.allclose(models.generate(generator, made.latents, labels), expected, atol=1e-2)
 
 
 # ------------------------------------------------------------------------------------ wrong input

@@ -99,6 +99,76 @@ def test_dropout_of_nothing_and_of_few():
     assert dropout(torch.ones(2, 2, device="meta")).device.type == "meta"
 
 
+def spreading(**settings):
+    """A small generator whose hidden units all have a say."""
+    torch.manual_seed(0)
+    generator = MlpGenerator(**SMALL_G, **settings)
+    for parameter in generator.parameters():
+        torch.nn.init.normal_(parameter, std=0.7)
+    return generator
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_samples_are_distributed_as_those_of_training(training):
+    generator = spreading(dropout=0.3)
+    latent, labels = generator.sample_latent(20_000), torch.ones(20_000, dtype=torch.int64)
+    with torch.no_grad():
+        of_training = generator(latent, labels).flatten(1)
+        whole = generator.eval()(latent, labels).flatten(1)
+        samples = generator.train(training).sample(latent, labels).flatten(1)
+    assert not torch.equal(samples, of_training)
+    torch.testing.assert_close(samples.mean(0), of_training.mean(0), rtol=0, atol=0.01)
+    torch.testing.assert_close(torch.cov(samples.T), torch.cov(of_training.T), rtol=0, atol=0.005)
+    assert samples.var(0).sum() > 1.5 * whole.var(0).sum()
+
+
+def test_a_sample_depends_on_its_latent_vector_and_its_label_alone():
+    generator, latent = spreading().eval(), torch.rand(9, 5)
+    labels, state = torch.arange(9) % 3, torch.get_rng_state()
+    samples = generator.sample(latent, labels)
+    assert torch.equal(generator.sample(latent[..., None, None], labels), samples)
+    torch.testing.assert_close(generator.sample(latent[4:5], labels[4:5]), samples[4:5])
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.nn.init.zeros_(generator.y.weight)
+    first, second = (generator.sample(latent, torch.full((9,), label)) for label in (0, 1))
+    assert torch.equal(first, second)  # the same units with every label
+    moved = (generator.sample(latent + shift, labels) for shift in (1e-3, 2e-3))
+    assert all((one - first).abs().amax((1, 2, 3)).median() > 0.02 for one in moved)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_samples_without_dropout_or_of_nothing(dtype):
+    generator = spreading(dropout=0.0).to(dtype).eval()
+    latent, labels = generator.sample_latent(3), torch.arange(3)
+    assert torch.equal(generator.sample(latent, labels), generator(latent, labels))
+    generator = spreading().to(dtype)
+    assert generator.sample(latent, labels).dtype == dtype
+    assert generator.sample(latent[:0], labels[:0]).shape == (0, 1, 4, 4)
+
+
+def test_generate_leaves_units_out_where_the_generator_says_so():
+    generator, whole = spreading(), spreading(sampling_dropout=False)
+    latent, labels = generator.sample_latent(5), torch.arange(5) % 3
+    samples = generator.sample(latent, labels)
+    every_unit = generator.eval()(latent, labels)
+    assert not torch.allclose(samples, every_unit, atol=1e-2)
+    generator.train()
+    for network, dropout, expected in (
+        (generator, None, samples),
+        (generator, True, samples),
+        (generator, False, every_unit),
+        (whole, None, every_unit),
+        (whole, True, samples),
+    ):
+        images = models.generate(network, latent, labels, dropout=dropout, batch_size=2)
+        torch.testing.assert_close(images, expected)
+    assert generator.training
+    other, _ = models.build("pytorch", image_size=16, ngf=2, ndf=2)
+    latent = other.sample_latent(2)
+    images = models.generate(other, latent)
+    assert torch.equal(models.generate(other, latent, dropout=True), images)
+
+
 def test_weights_are_drawn_as_the_adversarial_code_draws_them():
     for network, bound in zip(models.build("cgan-mnist"), (0.05, 0.005), strict=True):
         for name, parameter in network.named_parameters():
@@ -136,6 +206,7 @@ def test_the_config_rebuilds_the_network(network, settings):
         (lambda: MlpGenerator(nz=0), r"MlpGenerator\(\): 'nz' must be an integer of at least 1, got 0"),
         (lambda: MlpGenerator(classes=True), "'classes' must be an integer of at least 2, got True"),
         (lambda: MlpGenerator(dropout=1.0), "'dropout' must be a number from 0 to below 1, got 1.0"),
+        (lambda: MlpGenerator(sampling_dropout=1), "'sampling_dropout' must be True or False, got 1"),
         (lambda: MlpDiscriminator(irange=0), "'irange' must be a number above 0, got 0"),
         (lambda: MlpDiscriminator(output="tanh"), "'output' must be one of logits, sigmoid; got 'tanh'"),
         (lambda: MlpGenerator(latent_distribution="unif"), "must be one of unit, uniform, normal; got"),
@@ -167,6 +238,10 @@ def test_wrong_labels_are_named(labels, words):
 
 def test_wrong_shapes_are_named():
     labels = torch.zeros(2, dtype=torch.int64)
+    with pytest.raises(UserError, match=r"sample\(\): 'latent' must be \(N, 5\) or"):
+        MlpGenerator(**SMALL_G).sample(torch.rand(2, 6), labels)
+    with pytest.raises(UserError, match=r"'masks' must be \(N, 21\), got \(2, 20\)"):
+        MlpGenerator(**SMALL_G)(torch.rand(2, 5), labels, masks=torch.ones(2, 20))
     with pytest.raises(
         UserError, match=r"'latent' must be \(N, 5\) or \(N, 5, 1, 1\), got \(2, 6\)"
     ):

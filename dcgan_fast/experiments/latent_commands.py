@@ -240,7 +240,8 @@ def _images(
     generator: models.LatentNetwork, seeds: Sequence[int], label: int | None, bn: str
 ) -> Tensor:
     labels = torch.full((len(seeds),), label or 0) if generator.classes else None
-    return models.generate(generator, latents_of(generator, seeds), labels, bn=bn).float().cpu()
+    latents = latents_of(generator, seeds)
+    return models.generate(generator, latents, labels, bn=bn, dropout=False).float().cpu()
 
 
 def _save_sheet(

@@ -57,6 +57,7 @@ def generator_log_likelihood(
     samples: int = SAMPLES,
     bn: str = "running",
     seed: int = 0,
+    dropout: bool | None = None,
     progress: bool = False,
 ) -> Likelihood:
     """The Parzen estimate: a Gaussian window on each of ``samples`` images of ``generator``, in [0, 1].
@@ -69,6 +70,7 @@ def generator_log_likelihood(
         samples: how many are drawn.
         bn: batch norm's statistics, as for :func:`dcgan_fast.models.generate`.
         seed: of the latent vectors.
+        dropout: whether units are left out of samples, as for that function.
         progress: whether to show a bar.
 
     Raises:
@@ -77,7 +79,7 @@ def generator_log_likelihood(
     """
     if sigma is None and validation is None:
         raise UserError("generator_log_likelihood(): give 'sigma', or 'validation' to choose it by")
-    drawn = draw_samples(generator, samples, bn=bn, seed=seed, progress=progress)
+    drawn = draw_samples(generator, samples, bn=bn, seed=seed, dropout=dropout, progress=progress)
     searched: dict[float, float] = {}
     if sigma is None:
         assert validation is not None
@@ -92,6 +94,7 @@ def draw_samples(
     *,
     bn: str = "running",
     seed: int = 0,
+    dropout: bool | None = None,
     progress: bool = False,
 ) -> Tensor:
     """``count`` images of ``generator`` as float32 rows in [0, 1] on the CPU; with labels, as many of each class.
@@ -106,7 +109,8 @@ def draw_samples(
     with tqdm(total=count, desc="samples", unit="image", disable=not progress) as bar:
         for part, of_part in zip(latent.split(_BATCH), labels.split(_BATCH), strict=True):
             known = of_part.to(part.device) if generator.classes else None
-            made = models.generate(generator, part, known, bn=bn).flatten(1).float().cpu()
+            made = models.generate(generator, part, known, bn=bn, dropout=dropout)
+            made = made.flatten(1).float().cpu()
             rows.append(made.sub_(low).div_(high - low))
             bar.update(len(part))
     drawn = torch.cat(rows)
