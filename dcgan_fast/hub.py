@@ -18,7 +18,7 @@ from typing import Any, TypeVar, cast
 import torch
 
 from .convert.formats import optional_module
-from .convert.huggan import PICKLE, SAFETENSORS, read_network, weights_file
+from .convert.huggan import CONFIG, PICKLE, SAFETENSORS, read_config, read_network, weights_file
 from .errors import UserError
 from .files import cannot_write
 from .networks import Described
@@ -45,6 +45,8 @@ def from_pretrained(
     of_hub = len(path.parts) <= 2 and not path.is_absolute() and not str(name_or_path)[:1] == "."
     if not path.is_dir() and (path.exists() or not of_hub):
         raise UserError(f"from_pretrained(): no such folder: {path}")
+    if path.is_dir():
+        read_config(path / CONFIG)  # the mixin takes it as it is
     network = mixed.from_pretrained(str(name_or_path), **options)
     vars(network).pop("_hub_mixin_config", None)  # which network.config is
     return network.eval()

@@ -106,6 +106,10 @@ def run_layers(
     return part(input, labels) if isinstance(part, LabelSequential) else part(input)
 
 
+def _kind(network: AnyGenerator | AnyDiscriminator) -> str:
+    return "discriminator" if isinstance(network, DISCRIMINATORS) else "generator"
+
+
 def choose_layer(owner: str, network: AnyGenerator | AnyDiscriminator, layer: int) -> MapLayer:
     """The layer of that number, from 1, or from the end: -1 is the last.
 
@@ -120,7 +124,7 @@ def choose_layer(owner: str, network: AnyGenerator | AnyDiscriminator, layer: in
         known = ", ".join(map(str, found))
         raise UserError(
             f"{owner}(): 'layer' must be 1 to {len(found)}, or -1 to {-len(found)} from the end, of the "
-            f"{type(network).__name__.lower()} ({known}); got {layer!r}"
+            f"{_kind(network)} ({known}); got {layer!r}"
         ) from None
 
 
@@ -130,7 +134,7 @@ def check_images(owner: str, network: AnyGenerator | AnyDiscriminator, images: n
     if images.dtype != np.uint8 or images.shape[1:] != shape or len(images) == 0:
         raise UserError(
             f"{owner}(): 'images' must be uint8 (N, {', '.join(map(str, shape))}) with N >= 1, as the "
-            f"{type(network).__name__.lower()}'s are; got {images.dtype} {images.shape}"
+            f"{_kind(network)}'s are; got {images.dtype} {images.shape}"
         )
 
 

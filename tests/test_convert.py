@@ -132,6 +132,9 @@ def test_a_checkpoint_becomes_a_pair_that_loads_strictly(tmp_path: Path) -> None
     for path, network in zip(done.files, pair, strict=True):
         network.load_state_dict(torch.load(path, weights_only=True), strict=True)
     check_example(tmp_path / "net.pt", (pair[0].eval(), pair[1].eval()))
+    # of one network alone not beside another's
+    with pytest.raises(UserError, match="pair holds netD.pth, of another model"):
+        convert(done.files[0], tmp_path / "pair", target_format="pytorch-examples")
     # and back, unchanged
     convert(tmp_path / "pair", tmp_path / "again.pt")
     before, after = load_checkpoint(tmp_path / "net.pt"), load_checkpoint(tmp_path / "again.pt")
@@ -217,12 +220,17 @@ def test_a_source_that_is_not_of_the_format_it_is_said_to_be(tmp_path: Path, nam
             "cannot",
         ),
         ({"source": "twice"}, "holds two generators, the second in netG.pth"),
+        ({"source": "run/netG.pth", "out": "run/netG.pth"}, "must be another file than the source"),
+        ({"source": "empty.pt"}, "empty.pt holds no network"),
+        ({"source": "torn.pt"}, "its 'networks' are no mapping"),
     ],
 )
 def test_wrong_arguments(tmp_path: Path, arguments: dict[str, str], message: str) -> None:
     generator, _ = example_pair()
     (tmp_path / "notes.txt").write_text("nothing of this kind")
     torch.save({"epoch": 3}, tmp_path / "other.pt")
+    save_checkpoint(tmp_path / "empty.pt", {"preset": "pytorch", "config": {}})
+    save_checkpoint(tmp_path / "torn.pt", {"preset": "pytorch", "config": {}, "networks": 3})
     save_pair(tmp_path / "run", example_pair())
     save_pair(tmp_path / "twice", (generator, generator))
     options = {"out": "net.pt", **arguments}

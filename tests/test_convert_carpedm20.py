@@ -242,10 +242,16 @@ def test_other_nets_are_not_written(
     ("changes", "message"),
     [
         ({"generator/g_h2/w": None}, "lacks g_h2/w"),
+        ({"generator/g_h0_lin/Matrix": None}, "lacks g_h0_lin/Matrix"),
+        ({"discriminator/d_h0_conv/w": None}, "lacks d_h0_conv/w"),
+        ({"generator/g_h4/w": np.zeros((5, 5, 3, 0))}, r"must have 4 dimensions above 0, got \(5,"),
         ({"generator/g_h4/w": None}, "lacks g_h4/w"),
         ({"discriminator/d_bn3/moving_mean": None}, "lacks d_bn3/moving_mean"),
         ({"generator/g_h2/w": np.zeros((3, 3, 6, 12))}, r"must be \(5, 5, 6, 12\), got \(3, 3, 6,"),
-        ({"generator/g_h4/w": np.zeros((5, 5))}, r"g_h4/w in .* must have 4 dimensions, got \(5,"),
+        (
+            {"generator/g_h4/w": np.zeros((5, 5))},
+            r"g_h4/w in .* must have 4 dim.* above 0, got \(5, 5\)",
+        ),
         ({"generator/g_h0_lin/Matrix": np.zeros((6, 60))}, "60 units, which are not 24 square map"),
         ({"generator/g_h1/biases": np.zeros(12, np.int64)}, "must hold floating-point numbers"),
         ({"generator/g_h1/biases": np.array([{}])}, "cannot read .*faces.npz"),
@@ -262,6 +268,14 @@ def test_variables_that_make_no_network(
         convert(tmp_path / "faces.npz", tmp_path / "net.pt")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "net.pt").exists()
+
+
+@pytest.mark.parametrize("dtype", [">f4", "<f8"])
+def test_variables_of_other_types(tmp_path: Path, dtype: str) -> None:
+    v = random_variables(base=1)
+    np.savez(tmp_path / "faces.npz", **{name: array.astype(dtype) for name, array in v.items()})
+    convert(tmp_path / "faces.npz", tmp_path / "net.pt")
+    check(tmp_path / "net.pt", v, turned=False)
 
 
 def test_other_archives(tmp_path: Path) -> None:

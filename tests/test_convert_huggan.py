@@ -140,6 +140,8 @@ def test_without_safetensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert convert(tmp_path / "hub", tmp_path / "again.pt").source_format == "huggan"
     (tmp_path / "hub" / "model.safetensors").write_bytes(b"")  # not read, as there is the other
     assert convert(tmp_path / "hub", tmp_path / "again.pt").source_format == "huggan"
+    with pytest.raises(UserError, match="hub holds model.safetensors, of another model"):
+        convert(path, tmp_path / "hub", target_format="huggan")
     (tmp_path / "hub" / "pytorch_model.bin").unlink()
     with pytest.raises(UserError, match="reading model.safetensors needs safetensors: pip install"):
         convert(tmp_path / "hub", tmp_path / "again.pt")
@@ -176,6 +178,7 @@ def test_a_discriminator_alone_is_not_written(tmp_path: Path) -> None:
         ("{torn", "cannot read .*config.json"),
         ("[3]", "config.json must hold an object, got a list"),
         ('{"network": "Transformer"}', "is of a 'Transformer'; the networks are Generator, Disc"),
+        ('{"network": ["Generator"]}', r"is of a '\['Generator'\]'; the networks are"),
         ('{"network": "Generator", "ngf": 4}', "is of another architecture"),
         ('{"network": "Generator", "width": 3}', "describes a generator that cannot be built"),
     ],

@@ -177,6 +177,13 @@ def test_newmu_files_as_joblib_names_them(tmp_path: Path) -> None:
     check_newmu(tmp_path / "net.pt", gen, discrim)
 
 
+def test_newmu_arrays_of_the_other_byte_order(tmp_path: Path) -> None:
+    gen, discrim = random_arrays()
+    swapped = [[array.astype(">f4") for array in arrays] for arrays in (gen, discrim)]
+    convert(save_arrays(tmp_path / "arrays", *swapped), tmp_path / "net.pt")
+    check_newmu(tmp_path / "net.pt", gen, discrim)
+
+
 def test_newmu_generator_alone(tmp_path: Path) -> None:
     folder = save_arrays(tmp_path / "a", random_arrays()[0], [])
     convert(folder, tmp_path / "net.pt")
@@ -217,6 +224,14 @@ Change = Callable[[Path], Any]
         (
             lambda folder: np.save(folder / "gen_02.npy", np.array([{}]), allow_pickle=True),
             "cannot read .*gen_02.npy",
+        ),
+        (
+            lambda folder: np.savez((folder / "gen_02.npy").open("wb"), a=np.zeros(256)),
+            "gen_02.npy must hold floating-point numbers, got a NpzFile",
+        ),
+        (
+            lambda folder: np.save(folder / "discrim_01.npy", np.float32(3)),
+            r"discrim_01.npy must have 4 dimensions, got \(\)",
         ),
         (
             lambda folder: np.save(folder / "25_gen_params.jl_01.npy", np.zeros(3, np.float32)),
@@ -297,7 +312,7 @@ def test_arrays_come_back_bit_for_bit(tmp_path: Path) -> None:
     # again into the same folder, but not another model's into it
     convert(tmp_path / "net.pt", tmp_path / "b", target_format="newmu-arrays")
     smaller = save_net(tmp_path / "small.pt", "newmu", image_size=16, ngf=4, ndf=4)
-    with pytest.raises(UserError, match=r"holds arrays of another model \((gen|discrim)_\d+.npy"):
+    with pytest.raises(UserError, match=r"holds (gen|discrim)_\d+.npy, of another model"):
         convert(smaller, tmp_path / "b", target_format="newmu-arrays")
 
 

@@ -95,6 +95,7 @@ def description(**changes: Any) -> dict[str, str]:
         ({"dcgan_fast": "{torn"}, "the metadata of .*net.safetensors is damaged"),
         ({"dcgan_fast": "3"}, "the metadata of .*net.safetensors is damaged"),
         (description(version=2), "a checkpoint of version 2, this dcgan_fast reads up to 1"),
+        (description(networks=3), "is a damaged checkpoint: its 'networks' are no mapping"),
         (description(config=None), "is a damaged checkpoint: it has no 'config'"),
         (description(config={"generator": {"ngf": 0}}), "a generator that cannot be built"),
         (description(config={"generator": {"ngf": 2}}), "is of another architecture"),
@@ -111,6 +112,12 @@ def test_files_that_make_no_network(
         convert(tmp_path / "net.safetensors", tmp_path / "net.pt")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "net.pt").exists()
+
+
+def test_tensors_of_no_network(safetensors: Any, tmp_path: Path) -> None:
+    safetensors.save_file({"format.x": torch.zeros(2)}, tmp_path / "a.safetensors", description())
+    with pytest.raises(UserError, match="holds 'format.x', which is of neither network"):
+        convert(tmp_path / "a.safetensors", tmp_path / "net.pt")
 
 
 def test_a_torn_file(safetensors: Any, tmp_path: Path) -> None:

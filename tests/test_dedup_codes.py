@@ -232,12 +232,18 @@ def test_wrong_layers_are_named(module, change, error, words):
         module.pixel_codes(**arguments)
 
 
-def test_pixel_codes_on_other_devices():
-    pixels, weight, bias = (t.to("meta") for t in random_layer(3, 4, 70, torch.float32))
-    with pytest.raises(
-        (NotImplementedError, RuntimeError)
-    ):  # so it got to aten, which has no values there
-        dedup.pixel_codes(pixels, weight, bias)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_pixel_codes_of_pytorchs_own_product(dtype, monkeypatch):
+    """As on other devices; with numbers whose sums are exact in bfloat16, so that no bit may differ."""
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 4, (50, 20), dtype=torch.uint8, generator=generator)
+    weight = torch.randint(-2, 3, (70, 20), generator=generator).to(dtype)
+    bias = torch.randint(-3, 4, (70,), generator=generator).float() + 0.5
+    expected = dedup.pixel_codes(pixels, weight, bias)
+    assert 0.2 < unpacked(expected, 70).double().mean() < 0.8
+    monkeypatch.setattr(dedup.codes, "served", lambda *_, **__: False)
+    monkeypatch.setattr(dedup.codes, "_ops", None)
+    assert torch.equal(dedup.pixel_codes(pixels, weight, bias), expected)
 
 
 # ---------------------------------------------------------------- first_occurrence

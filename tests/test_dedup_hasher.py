@@ -98,6 +98,24 @@ def test_a_code_does_not_depend_on_the_batch(
     assert torch.equal(one.transform(many)[:640], one.transform(many)[640:1280])
 
 
+def test_on_other_devices_all_products_have_the_same_shape(
+    hasher: SemanticHasher, images: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes = []
+
+    def encode(pixels: torch.Tensor, weight: torch.Tensor, *rest: Any) -> torch.Tensor:
+        assert pixels.device == weight.device == torch.device("meta")
+        shapes.append(tuple(pixels.shape))
+        return torch.arange(len(pixels))[:, None]
+
+    monkeypatch.setattr("dcgan_fast.dedup.hasher.pick_device", lambda _: torch.device("meta"))
+    monkeypatch.setattr("dcgan_fast.dedup.hasher.pixel_codes", encode)
+    codes = hasher.transform(images)
+    assert shapes == [(512, 3072)] * 2
+    assert torch.equal(codes.flatten(), torch.cat([torch.arange(512), torch.arange(128)]))
+    assert len(hasher.transform(images[:0])) == 0
+
+
 def test_bfloat16_codes_are_nearly_those_of_float32(
     hasher: SemanticHasher, images: torch.Tensor
 ) -> None:

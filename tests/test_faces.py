@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -270,6 +271,34 @@ def test_again_it_looks_at_what_is_new(told: Told) -> None:
     assert sorted(name for name in listing(Path("out")) if name.startswith("images/")) == files
 
 
+def test_a_picture_that_comes_back(told: Told) -> None:
+    photos = make_photos(Path("photos"))
+    crop_faces(photos, "out")
+    before = listing(Path("out"))
+    os.rename(photos / "one.png", "kept.png")
+    assert not [crop for crop in crop_faces(photos, "out").crops if crop.source == "one.png"]
+    os.rename("kept.png", photos / "one.png")
+    assert crop_faces(photos, "out").read == 1
+    after = listing(Path("out"))
+    lines = [files.pop("faces.log.jsonl").splitlines() for files in (before, after)]
+    assert after == before and sorted(lines[0]) == sorted(lines[1])
+
+
+def test_faces_that_were_taken_away_stay_away(
+    told: Told, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos = make_photos(Path("photos"))
+    first = crop_faces(photos, "faces")
+    assert first.gone == 0
+    os.remove(Path("faces", first.crops[0].file))
+    assert cli.main(["faces", "photos"]) == 0
+    assert "1 faces of earlier calls were taken away since" in capsys.readouterr().out
+    found = crop_faces(photos, "faces")
+    assert found.crops == first.crops[1:] and (found.read, found.gone) == (0, 1)
+    record = json.loads(found.record.read_text())
+    assert record["gone"] == 1 and len(record["crops"]) == record["faces"] == len(found.crops)
+
+
 def test_other_settings_need_another_folder(told: Told) -> None:
     make_photos(Path("photos"))
     crop_faces("photos", "out")
@@ -294,19 +323,24 @@ def test_other_settings_need_another_folder(told: Told) -> None:
         ({"folder": "nowhere"}, "nowhere does not exist; a folder of pictures is needed"),
         ({"folder": "photos/one.png"}, "one.png is not a folder; a folder of pictures is needed"),
         ({"folder": "empty"}, "empty: no images in it"),
-        ({"out": "photos/faces"}, "photos/faces must not lie in photos"),
-        ({"out": "photos/one.png/x"}, "must not lie in photos"),
+        ({"min_score": math.nan}, "'min_score' must be a finite number, got nan"),
+        ({"out": "photos/faces"}, "photos/faces/images and photos must be apart"),
+        ({"out": "photos/one.png/x"}, "must be apart"),
+        ({"folder": "set/images", "out": "set"}, "set/images and set/images must be apart"),
+        ({"folder": "set/images/anna", "out": "set"}, "must be apart"),
         ({"out": "file"}, "cannot write"),
     ],
 )
 def test_wrong_arguments(told: Told, settings: dict[str, Any], message: str) -> None:
     make_photos(Path("photos"))
+    make_photos(Path("set/images"))
     Path("empty").mkdir()
     Path("file").write_text("")
     with pytest.raises(UserError, match=message) as caught:
         crop_faces(**{"folder": "photos", "out": "out", **settings})
     assert "\n" not in str(caught.value)
     assert not Path("out").exists() and not Path("photos/faces").exists()
+    assert not Path("set/faces.log.jsonl").exists()
 
 
 def test_nothing_is_made_where_the_detector_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:

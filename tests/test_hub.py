@@ -146,6 +146,14 @@ def test_what_is_no_such_network(library: Any, tmp_path: Path) -> None:
     safetensors.torch.save_file(state, weights)
     with pytest.raises(UserError, match="'main.3.weight' is missing in the file"):
         models.Generator.from_pretrained(tmp_path / "g")
+    for damaged, message in (
+        (b"{torn", "cannot read .*config.json"),
+        (b"\xff\xfe", "cannot read .*config.json"),
+        (b"[]", "config.json must hold an object, got a list"),
+    ):
+        (tmp_path / "g" / "config.json").write_bytes(damaged)
+        with pytest.raises(UserError, match=message):
+            models.Generator.from_pretrained(tmp_path / "g")
 
 
 def test_without_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

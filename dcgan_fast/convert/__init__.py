@@ -26,11 +26,10 @@ from pathlib import Path
 
 from ..errors import UserError
 from ..training import checkpoint as checkpoints
-from . import carpedm20
+from . import carpedm20, onnx_file
 from .formats import Checkpoint, Format, saved_content
 from .huggan import is_huggan, read_huggan, write_huggan
 from .newmu import is_newmu, read_newmu, write_newmu
-from .onnx_file import write_onnx
 from .pytorch_examples import is_examples, read_examples, write_examples
 from .safetensors_file import SUFFIX, is_safetensors, read_safetensors, write_safetensors
 
@@ -58,8 +57,8 @@ def convert(
 
     Args:
         source: a file or a folder.
-        out: the file, or for formats of several files the folder, to write. An existing file is
-            replaced as a whole.
+        out: the file, or for formats of several files the folder, to write; not ``source`` itself. An existing file is
+            replaced as a whole, but in a folder that holds a file of another model nothing is written.
         source_format: a name in :data:`FORMATS`; None: recognised from ``source``.
         target_format: None: by the suffix of ``out`` where that tells, else ``dcgan-fast``, or
             ``pytorch-examples`` for a ``source`` that is a checkpoint already.
@@ -67,7 +66,7 @@ def convert(
     Raises:
         UserError: ``source`` is missing, damaged or of no known format, its arrays do not make a
             network, the target format cannot hold it, a package that a format needs is not
-            installed, or ``out`` cannot be written.
+            installed, or ``out`` cannot be written, is ``source``, or holds another model.
     """
     source, out = Path(source), Path(out)
     if not source.exists():
@@ -80,7 +79,11 @@ def convert(
     )
     if writer.write is None:
         raise UserError(f"convert(): '{writer.name}' can be read only")
+    if out.is_file() and source.is_file() and out.samefile(source):
+        raise UserError(f"convert(): 'out' must be another file than the source, {source}")
     content = reader.read(source)
+    if not {"generator", "discriminator"} & content.keys():
+        raise UserError(f"convert(): {source} holds no network")
     files = writer.write(content, out)
     return Conversion(reader.name, writer.name, content["preset"], tuple(files))
 
@@ -177,7 +180,8 @@ FORMATS = {
         Format(
             "onnx",
             "written only: a folder of generator.onnx and discriminator.onnx",
-            write=write_onnx,
+            write=onnx_file.write_onnx,
+            suffix=onnx_file.SUFFIX,
         ),
     )
 }

@@ -34,7 +34,7 @@ from .. import models
 from ..errors import UserError
 from ..files import write_bytes
 from ..training import checkpoint as checkpoints
-from .formats import Checkpoint
+from .formats import Checkpoint, floats
 
 SUFFIX = ".npz"
 _KERNEL, _SCALES, _EPS = 5, 4, 1e-5
@@ -87,18 +87,16 @@ def _read(path: Path, *, mirrored: bool) -> Checkpoint:
         raise UserError(f"convert(): {path} holds a net with labels; only the one without is read")
     settings: dict[str, Any] = {"kernel_size": _KERNEL if mirrored else _KERNEL + 1}
     roles = {}
-    if "g_h0_lin/Matrix" in arrays:
+    if any(name.startswith("g_") for name in arrays):
         width, nc = _shape(arrays, "g_h4/w", 4, path)[3], _shape(arrays, "g_h4/w", 4, path)[2]
         nz, units = _shape(arrays, "g_h0_lin/Matrix", 2, path)
         roles["generator"] = settings | {"nz": nz, "nc": nc, "ngf": width}
         roles["generator"]["image_size"] = _image_size(units, width, "g_h0_lin/Matrix", path)
-    if "d_h0_conv/w" in arrays:
+    if any(name.startswith("d_") for name in arrays):
         _, _, nc, width = _shape(arrays, "d_h0_conv/w", 4, path)
         units, _ = _shape(arrays, "d_h4_lin/Matrix", 2, path)
         roles["discriminator"] = settings | {"nc": nc, "ndf": width}
         roles["discriminator"]["image_size"] = _image_size(units, width, "d_h4_lin/Matrix", path)
-    if not roles:
-        raise UserError(f"convert(): {path} holds neither g_h0_lin/Matrix nor d_h0_conv/w")
     content: Checkpoint = {"preset": "carpedm20", "config": {}, "bn": "running"}
     for role, overrides in roles.items():
         network = models.build("carpedm20", **overrides)[role == "discriminator"]
@@ -127,22 +125,18 @@ def _load(path: Path) -> dict[str, np.ndarray]:
         raise
     except Exception as error:  # zip, zlib and NumPy each raise types of their own
         raise UserError(f"convert(): cannot read {path}: {error}") from error
-    for name, array in arrays.items():
-        if not np.issubdtype(array.dtype, np.floating):
-            raise UserError(
-                f"convert(): {name} in {path} must hold floating-point numbers, got {array.dtype}"
-            )
-    return arrays
+    return {name: floats(array, f"{name} in {path}") for name, array in arrays.items()}
 
 
 def _shape(arrays: Mapping[str, np.ndarray], name: str, rank: int, path: Path) -> tuple[int, ...]:
     if name not in arrays:
         raise UserError(f"convert(): {path} lacks {name}")
-    if arrays[name].ndim != rank:
+    shape = arrays[name].shape
+    if len(shape) != rank or 0 in shape:
         raise UserError(
-            f"convert(): {name} in {path} must have {rank} dimensions, got {arrays[name].shape}"
+            f"convert(): {name} in {path} must have {rank} dimensions above 0, got {shape}"
         )
-    return arrays[name].shape
+    return shape
 
 
 def _image_size(units: int, width: int, name: str, path: Path) -> int:
@@ -171,7 +165,7 @@ def _expect(
         raise UserError(f"convert(): {path} lacks {variable.name}")
     if array.shape != shape:
         raise UserError(f"convert(): {variable.name} in {path} must be {shape}, got {array.shape}")
-    return torch.from_numpy(array).float()
+    return torch.from_numpy(array)
 
 
 # ---------------------------------------------------------------------------------------- writing

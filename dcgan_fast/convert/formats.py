@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import importlib
+import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..errors import UserError
+from ..files import make_folder
 
 Checkpoint = dict[str, Any]
 StateDict = dict[str, Tensor]
@@ -44,6 +47,30 @@ def optional_module(name: str, what: str, extra: str) -> Any:
         raise UserError(
             f"{what} needs {package}: pip install {package}, or 'dcgan-fast[{extra}]'"
         ) from error
+
+
+def floats(array: object, what: str) -> np.ndarray:
+    """An array of any floating-point type and byte order as float32; raises :class:`UserError` of anything else."""
+    if not isinstance(array, np.ndarray) or not np.issubdtype(array.dtype, np.floating):
+        got = array.dtype if isinstance(array, np.ndarray) else f"a {type(array).__name__}"
+        raise UserError(f"convert(): {what} must hold floating-point numbers, got {got}")
+    return array.astype(np.float32, copy=False)
+
+
+def folder_for(names: Collection[str], out: Path, of_format: re.Pattern[str]) -> Path:
+    """Make the folder ``out`` for files of these names.
+
+    Raises:
+        UserError: it cannot be made, or a file that matches ``of_format`` and is none of these lies there: of another
+            model, and with them it would be read.
+    """
+    folder = make_folder(out)
+    for entry in folder.iterdir():
+        if of_format.fullmatch(entry.name) and entry.name not in names:
+            raise UserError(
+                f"convert(): {folder} holds {entry.name}, of another model; choose a new folder"
+            )
+    return folder
 
 
 def saved_content(path: Path) -> Mapping[str, Any]:

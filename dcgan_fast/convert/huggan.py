@@ -9,19 +9,21 @@ network's own config and its class, ``network``.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from .. import models
 from ..errors import UserError
-from ..files import make_folder, write_bytes, write_text
+from ..files import write_bytes, write_text
 from ..training import checkpoint as checkpoints
-from .formats import Checkpoint, StateDict, optional_module
+from .formats import Checkpoint, StateDict, folder_for, optional_module
 from .pytorch_examples import check_examples_net
 from .safetensors_file import SUFFIX, load_tensors
 
 CONFIG, SAFETENSORS, PICKLE = "config.json", "model.safetensors", "pytorch_model.bin"
+_FILE = re.compile("|".join(map(re.escape, (CONFIG, SAFETENSORS, PICKLE))))
 _IMAGE_SIZE = 64  # the only one that their class draws
 _SETTINGS = {  # theirs: ours, of a generator and of a discriminator
     "num_channels": ("nc", "nc"),
@@ -86,7 +88,7 @@ def read_network(path: Path, config: Mapping[str, Any]) -> Checkpoint:
 
 def _own_network(path: Path, settings: dict[str, Any]) -> Checkpoint:
     name = settings.pop("network")
-    if name not in models.NETWORKS:
+    if not isinstance(name, str) or name not in models.NETWORKS:
         known = ", ".join(models.NETWORKS)
         raise UserError(
             f"convert(): {CONFIG} beside {path} is of a '{name}'; the networks are {known}"
@@ -125,11 +127,11 @@ def write_huggan(content: Checkpoint, out: Path) -> list[Path]:
         )
     state = {f"model.{key.removeprefix('main.')}": value for key, value in ours.items()}
     config = {name: settings[mine[0]] for name, mine in _SETTINGS.items() if name != "image_size"}
-    folder = make_folder(out)
-    written = [folder / PICKLE]
-    checkpoints.save_bare_state(written[0], state)
-    if safetensors := _safetensors():
+    safetensors = _safetensors()
+    names = [PICKLE, SAFETENSORS, CONFIG] if safetensors else [PICKLE, CONFIG]
+    folder = folder_for(names, out, _FILE)
+    checkpoints.save_bare_state(folder / PICKLE, state)
+    if safetensors:
         write_bytes(folder / SAFETENSORS, safetensors.save(state, {"format": "pt"}))
-        written.append(folder / SAFETENSORS)
     write_text(folder / CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
-    return [*written, folder / CONFIG]
+    return [folder / name for name in names]

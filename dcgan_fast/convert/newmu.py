@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from .. import models
 from ..errors import UserError
-from ..files import make_folder, write_bytes
+from ..files import write_bytes
 from ..nn import population_statistics
 from ..training import checkpoint as checkpoints
-from .formats import Checkpoint
+from .formats import Checkpoint, floats, folder_for
 
 _ARRAY_FILE = re.compile(r"(?:(.+)_)?(gen|discrim)(?:_params\.jl)?_(\d+)\.npy")
 _STEMS = {"generator": "gen", "discriminator": "discrim"}
@@ -47,7 +47,10 @@ def read_newmu(folder: Path) -> Checkpoint:
         raise UserError(f"convert(): {folder} holds no generator (gen_01.npy and so on)")
     preset, settings = _newmu_settings(folder, list(generator_arrays.values()))
     if discriminator_arrays:
-        settings["ndf"] = next(iter(discriminator_arrays.values())).shape[0]
+        path, kernel = next(iter(discriminator_arrays.items()))
+        if kernel.ndim != 4:
+            raise UserError(f"convert(): {path} must have 4 dimensions, got {kernel.shape}")
+        settings["ndf"] = kernel.shape[0]
     generator, discriminator = models.build(preset, **settings)
     _fill(generator, generator_arrays, folder)
     stream = torch.Generator().manual_seed(0)
@@ -96,9 +99,7 @@ def _load_array(path: Path) -> np.ndarray:
         array = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"convert(): cannot read {path}: {error}") from error
-    if not np.issubdtype(array.dtype, np.floating):
-        raise UserError(f"convert(): {path} must hold floating-point numbers, got {array.dtype}")
-    return array
+    return floats(array, str(path))
 
 
 def _newmu_settings(folder: Path, arrays: list[np.ndarray]) -> tuple[str, dict[str, Any]]:
@@ -173,12 +174,7 @@ def write_newmu(content: Checkpoint, out: Path) -> list[Path]:
         for number, parameter in enumerate(network.parameters(), 1):
             array = _other_way(parameter.detach()).float().contiguous().numpy()
             files[f"{_STEMS[role]}_{number:02d}.npy"] = array
-    folder = make_folder(out)
-    for entry in folder.iterdir():
-        if _ARRAY_FILE.fullmatch(entry.name) and entry.name not in files:
-            raise UserError(
-                f"convert(): {folder} holds arrays of another model ({entry.name}); choose a new folder"
-            )
+    folder = folder_for(files, out, _ARRAY_FILE)
     for name, array in files.items():
         buffer = io.BytesIO()
         np.save(buffer, array)

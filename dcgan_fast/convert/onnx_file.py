@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,10 +29,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from .. import models
 from ..errors import UserError
-from ..files import make_folder, write_bytes
+from ..files import write_bytes
 from ..training import checkpoint as checkpoints
-from .formats import Checkpoint, optional_module
+from .formats import Checkpoint, folder_for, optional_module
 
+SUFFIX = ".onnx"
+_FILE = re.compile(r"(?:generator|discriminator)\.onnx")
 _OPSET = 18
 _TOLERANCE = 1e-4  # of the largest output, at least 1
 
@@ -41,14 +44,14 @@ def write_onnx(content: Checkpoint, out: Path) -> list[Path]:
     onnx = optional_module("onnx", "convert(): ONNX export", "onnx")
     optional_module("onnxscript", "convert(): ONNX export", "onnx")
     networks = checkpoints.build_networks(content, source="the checkpoint")
-    models_of: dict[str, bytes] = {}
+    files: dict[str, bytes] = {}
+    lacking, remarks = [], []
     for role, network in networks.items():
         network.float().eval()
         if content.get("bn") == "batch" and _never_averaged(network):
-            message = f"the {role} keeps no running statistics, without which it cannot be exported"
-            if len(networks) == 1:
-                raise UserError(f"convert(): {message}")
-            warnings.warn(f"{message}: left out", stacklevel=2)
+            lacking.append(
+                f"the {role} keeps no running statistics, without which it cannot be exported"
+            )
             continue
         model = _export(network)
         description = {
@@ -59,12 +62,18 @@ def write_onnx(content: Checkpoint, out: Path) -> list[Path]:
         }
         onnx.helper.set_model_props(model, {"dcgan_fast": json.dumps(description)})
         onnx.checker.check_model(model)
-        models_of[role] = model.SerializeToString()
-        _compare(role, network, models_of[role])
-    folder = make_folder(out)
-    for role, serialised in models_of.items():
-        write_bytes(folder / f"{role}.onnx", serialised)
-    return [folder / f"{role}.onnx" for role in models_of]
+        if getattr(network, "sampling_dropout", False):
+            remarks.append(f"the {role}'s graph draws with all units, as sample --no-dropout does")
+        files[f"{role}{SUFFIX}"] = model.SerializeToString()
+        _compare(role, network, files[f"{role}{SUFFIX}"])
+    if not files:
+        raise UserError(f"convert(): {'; '.join(lacking)}")
+    folder = folder_for(files, out, _FILE)
+    for message in [*(f"{each}: left out" for each in lacking), *remarks]:
+        warnings.warn(message, stacklevel=2)
+    for name, serialised in files.items():
+        write_bytes(folder / name, serialised)
+    return [folder / name for name in files]
 
 
 def _never_averaged(network: nn.Module) -> bool:

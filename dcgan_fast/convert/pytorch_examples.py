@@ -11,11 +11,11 @@ from torch import Tensor
 
 from .. import models
 from ..errors import UserError
-from ..files import make_folder
 from ..training import checkpoint as checkpoints
-from .formats import Checkpoint, StateDict, saved_content
+from .formats import Checkpoint, StateDict, folder_for, saved_content
 
 _FILE = re.compile(r"net[GD](?:_epoch_(\d+))?\.pth")
+_WRITTEN = re.compile(r"net[GD]\.pth")
 
 
 def is_examples(path: Path) -> bool:
@@ -59,7 +59,7 @@ def write_examples(content: Checkpoint, out: Path) -> list[Path]:
         if role in content:
             states[name] = {key: value.contiguous() for key, value in content[role].items()}
             check_examples_net(role, content["config"].get(role) or {}, states[name])
-    folder = make_folder(out)
+    folder = folder_for(states, out, _WRITTEN)
     for name, state in states.items():
         checkpoints.save_bare_state(folder / name, state)
     return [folder / name for name in states]

@@ -17,6 +17,7 @@ from .formats import Checkpoint, StateDict, optional_module
 
 SUFFIX = ".safetensors"
 _KEY = "dcgan_fast"
+_ROLES = ("generator", "discriminator")
 _DESCRIPTION = ("version", "preset", "config", "networks", "bn")
 
 
@@ -52,9 +53,12 @@ def read_safetensors(path: Path) -> Checkpoint:
         description = dict(json.loads(metadata[_KEY]))
     except (TypeError, ValueError) as error:
         raise UserError(f"convert(): the metadata of {path} is damaged: {error}") from error
-    content: Checkpoint = {"format": checkpoints.FORMAT, "preset": "pytorch", **description}
+    content: Checkpoint = {"format": checkpoints.FORMAT, "preset": "pytorch"}
+    content |= {key: description[key] for key in _DESCRIPTION if key in description}
     for key, value in tensors.items():
         role, _, name = key.partition(".")
+        if role not in _ROLES:
+            raise UserError(f"convert(): {path} holds '{key}', which is of neither network")
         content.setdefault(role, {})[name] = value
     checkpoints.build_networks(checkpoints.checked(content, path), source=path)  # it can be done
     return content
@@ -64,7 +68,7 @@ def write_safetensors(content: Checkpoint, out: Path) -> list[Path]:
     save = optional_module(
         "safetensors.torch", f"convert(): writing {out.name}", "safetensors"
     ).save
-    roles = [role for role in ("generator", "discriminator") if role in content]
+    roles = [role for role in _ROLES if role in content]
     tensors = {
         f"{role}.{key}": value.contiguous()
         for role in roles

@@ -29,7 +29,9 @@ __all__ = ["SemanticHasher"]
 
 SIDE, CHANNELS = 32, 3
 _PIXELS = CHANNELS * SIDE**2
-_CHUNK = 512  # images encoded at once on other devices than the CPU
+# Images encoded at once on other devices than the CPU: always as many, so that an image's code is the same wherever it
+# stands, which a matrix product does not promise of other numbers of rows.
+_CHUNK = 512
 _SAMPLE = 4096  # images that the reports look at
 _UPDATES = 2400  # by default
 _IDLE = 1e-3  # a bit that is the other value for fewer of the images tells nothing
@@ -270,10 +272,10 @@ class SemanticHasher(TransformerMixin, BaseEstimator):
         if device.type == "cpu":
             return pixel_codes(images.cpu(), weight, bias, self.threshold)
         weight, bias = weight.to(device), bias.to(device)
-        codes = [
-            pixel_codes(chunk.to(device), weight, bias, self.threshold).cpu()
-            for chunk in images.split(_CHUNK)
-        ]
+        codes = []
+        for chunk in images.split(_CHUNK):
+            rows = nn.functional.pad(chunk, (0, 0, 0, _CHUNK - len(chunk))).to(device)
+            codes.append(pixel_codes(rows, weight, bias, self.threshold)[: len(chunk)].cpu())
         return torch.cat(codes)
 
     # --------------------------------------------------------------------------------------- files

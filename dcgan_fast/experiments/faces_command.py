@@ -56,6 +56,8 @@ def _faces(
         f"{found.too_small:,} too small, {found.unsure:,} below the least score; {len(found.unreadable):,} pictures "
         "could not be read"
     )
+    if found.gone:
+        print(f"{found.gone:,} faces of earlier calls were taken away since, and stay away")
     target = Path(out)
     if found.crops:
         save_png(_sheet(found, target, size), target / _SHEET)
@@ -91,8 +93,9 @@ def add_faces_command(add: AddCommand) -> None:
         "cut the faces out of photographs: a data set to train on",
         "As the DCGAN paper made its faces: a detector's boxes, those with enough pixels, as squares of\n"
         "one size. Writes OUT/images/, faces.json (box, square and score of each) and faces.png, a sheet\n"
-        "to look at. Broken off, the same command continues; again, it looks at new pictures alone.\n"
-        "Pictures that cannot be read are named and left out. Nothing of yours is changed.\n"
+        "to look at. Broken off, the same command continues; again, it looks at new pictures alone,\n"
+        "and faces that you took away stay away. Pictures that cannot be read are named and left out.\n"
+        "Nothing of yours is changed.\n"
         "Needs OpenCV: pip install 'opencv-python-headless<5'. Detectors:\n"
         + "\n".join(f"{name + ':':12}{kind.summary}" for name, kind in DETECTORS.items()),
         "dcgan-fast faces photos/ --out faces && dcgan-fast train faces/images --image-size 64",

@@ -96,10 +96,11 @@ def _guided_backprop(
             progress=bars(),
         )
     first = sides["trained"]
+    seen = dataset.name if label is None else f"{dataset.name}, class {label}"
     picture = slide(
         f"Guided backpropagation from convolution {first.layer.number} of the discriminator",
         beside([_column(f"{name} discriminator", side) for name, side in sides.items()], gap=32),
-        caption=f"For each feature: the images of {dataset.name} that it responds to most, and below "
+        caption=f"For each feature: those of {len(dataset):,} images ({seen}) that it responds to most, and below "
         "each what in it raises the response.",
     )
     outputs.picture(

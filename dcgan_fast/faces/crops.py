@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -53,6 +54,7 @@ class FaceCrops:
     unreadable: of those the names and why
     too_small:  faces whose square had too few pixels
     unsure:     faces whose score was too low
+    gone:       faces that an earlier call wrote and somebody has taken away
     read:       pictures looked at by this call; the others were known from an earlier one
     record:     the file that tells all this
     """
@@ -62,6 +64,7 @@ class FaceCrops:
     unreadable: Mapping[str, str]
     too_small: int
     unsure: int
+    gone: int
     read: int
     record: Path
 
@@ -81,11 +84,11 @@ def crop_faces(
 
     Files are ``OUT/images/PICTURE.1.png``, with the folders of the pictures, faces numbered from left to right: a data
     set for ``dcgan-fast train OUT/images``. What came from where is in ``OUT/faces.json``. Broken off, the same call
-    continues where it was; called again, it looks at new pictures alone.
+    continues where it was; called again, it looks at new pictures alone, and faces that were taken away stay away.
 
     Args:
         folder: of pictures, with those in its folders.
-        out: made where it is missing; not within ``folder``.
+        out: made where it is missing; neither within ``folder`` nor around it so that its faces would be.
         size: side of the squares, 16 to 1024.
         margin: how much larger than its box a square is, in parts of the longer side: 0 is the box itself, at most 4.
             A square that would reach beyond the picture is moved into it, and made smaller if it must.
@@ -107,6 +110,8 @@ def crop_faces(
         known = ", ".join(DETECTORS)
         raise UserError(f"crop_faces(): 'detector' must be one of {known}; got {detector!r}")
     lowest = DETECTORS[detector].least_score if min_score is None else float(min_score)
+    if not math.isfinite(lowest):
+        raise UserError(f"crop_faces(): 'min_score' must be a finite number, got {lowest}")
     source = _source(Path(folder), Path(out))
     names = images_among(list_files(source))
     if not names:
@@ -123,17 +128,19 @@ def crop_faces(
     }
     log = _Log(target, settings)
     done = {name: log.known[name] for name in names if _is_done(log.known.get(name), source, name)}
+    for name in log.known.keys() - set(names):
+        _remove_faces(target, log.known.pop(name))
     read = 0
     with log, quiet_pillow(), tqdm(names, unit=" pictures", disable=not progress) as bar:
         for name in bar:
             if name in done:
                 continue
+            if name in log.known:
+                _remove_faces(target, log.known[name])
             done[name] = _look(source, name, detect, size, margin, least, lowest, target)
             log.add(done[name])
             read += 1
-    results = [done[name] for name in names]
-    _remove_others(target, results, log.known.values())
-    return _finish(target, settings, results, read)
+    return _finish(target, settings, [done[name] for name in names], read)
 
 
 def _source(folder: Path, out: Path) -> Path:
@@ -141,9 +148,10 @@ def _source(folder: Path, out: Path) -> Path:
         what = "is not a folder" if folder.exists() else "does not exist"
         raise UserError(f"crop_faces(): {folder} {what}; a folder of pictures is needed")
     source = folder.resolve()
-    if out.resolve().is_relative_to(source):
+    faces = out.resolve() / IMAGES
+    if faces.is_relative_to(source) or source.is_relative_to(faces):
         raise UserError(
-            f"crop_faces(): {out} must not lie in {folder}: its faces would be among the pictures"
+            f"crop_faces(): {out / IMAGES} and {folder} must be apart: the faces would be among the pictures"
         )
     return source
 
@@ -238,14 +246,14 @@ class _Log:
         self.known: dict[str, dict[str, Any]] = {}
         lines = list(self._lines())
         if lines and lines[0] != settings:
-            differs = next(key for key in settings if lines[0].get(key) != settings[key])
+            keys = lines[0].keys() | settings.keys()
+            differs = min(key for key in keys if lines[0].get(key) != settings.get(key))
             raise UserError(
                 f"crop_faces(): {target} was made with '{differs}' {lines[0].get(differs)!r}, not "
-                f"{settings[differs]!r}; choose another folder"
+                f"{settings.get(differs)!r}; choose another folder"
             )
+        self._settings = settings
         self.known = {line["picture"]: line for line in lines[1:]}
-        # Written anew: without what was torn, and without the first of two lines of a picture.
-        self._start = [settings, *self.known.values()]
 
     def _lines(self) -> Iterator[dict[str, Any]]:
         try:
@@ -261,7 +269,9 @@ class _Log:
                 return
 
     def __enter__(self) -> _Log:
-        write_text(self._path, "".join(json.dumps(line) + "\n" for line in self._start))
+        # Anew: without what was torn, without the first of two lines of a picture and what is known no more.
+        lines = [self._settings, *self.known.values()]
+        write_text(self._path, "".join(json.dumps(line) + "\n" for line in lines))
         self._file: IO[str] = open(self._path, "a")
         return self
 
@@ -276,22 +286,23 @@ class _Log:
             raise cannot_write(self._path, error) from error
 
 
-def _remove_others(
-    target: Path, results: Iterable[Mapping[str, Any]], earlier: Iterable[Mapping[str, Any]]
-) -> None:
-    """Take away faces that an earlier call wrote, of pictures that are gone or have fewer now."""
+def _remove_faces(target: Path, result: Mapping[str, Any]) -> None:
+    """Those that an earlier call wrote of a picture that is gone or another now; before the log forgets them."""
+    for crop in result["crops"]:
+        remove_if_there(target / crop["file"])
 
-    def files(of: Iterable[Mapping[str, Any]]) -> set[str]:
-        return {crop["file"] for result in of for crop in result["crops"]}
 
-    for name in files(earlier) - files(results):
-        remove_if_there(target / name)
+def _crop(crop: Mapping[str, Any]) -> Crop:
+    """As it was before it was JSON, which has no tuples."""
+    tuples = {name: tuple(crop[name]) for name in ("box", "square")}
+    return Crop(**{**crop, **tuples})
 
 
 def _finish(
     target: Path, settings: Mapping[str, Any], results: list[dict[str, Any]], read: int
 ) -> FaceCrops:
-    crops = [crop for result in results for crop in result["crops"]]
+    written = [crop for result in results for crop in result["crops"]]
+    crops = [crop for crop in written if (target / crop["file"]).is_file()]
     unreadable = {r["picture"]: r["unreadable"] for r in results if "unreadable" in r}
     counts = {key: sum(r[key] for r in results) for key in ("too_small", "unsure")}
     record = {
@@ -299,16 +310,18 @@ def _finish(
         "pictures": len(results),
         "faces": len(crops),
         **counts,
+        "gone": len(written) - len(crops),
         "unreadable": unreadable,
         "crops": crops,
     }
     write_text(target / RECORD, json.dumps(record, indent=1) + "\n")
     return FaceCrops(
-        tuple(Crop(**crop) for crop in crops),
+        tuple(map(_crop, crops)),
         len(results),
         unreadable,
         counts["too_small"],
         counts["unsure"],
+        len(written) - len(crops),
         read,
         target / RECORD,
     )

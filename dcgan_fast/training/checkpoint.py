@@ -222,6 +222,8 @@ def checked(checkpoint: dict[str, Any], path: Path) -> dict[str, Any]:
         )
     if not isinstance(checkpoint.get("config"), Mapping):
         raise UserError(f"{path} is a damaged checkpoint: it has no 'config'")
+    if not isinstance(checkpoint.get("networks", {}), Mapping):
+        raise UserError(f"{path} is a damaged checkpoint: its 'networks' are no mapping")
     return checkpoint
 
 
