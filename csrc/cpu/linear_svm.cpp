@@ -20,6 +20,7 @@
 
 #include "float_vec.h"
 #include "gemm.h"
+#include "integers.h"
 #include "workspace.h"
 
 namespace dcgan_fast::cpu::CPU_CAPABILITY {
@@ -29,8 +30,6 @@ static_assert(kSvmPanel == kGemmPanel);
 
 // A tile of 30 KB and the chunk of w that it meets stay in L1.
 constexpr int64_t kChunk = 128, kTileRows = 64;
-
-int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 template <typename T>
 void copy_row(const T* from, int64_t columns, float* to) {
@@ -107,7 +106,7 @@ void update_weights(const SvmProblem& p, int64_t q, const float* delta, int64_t 
 // Calls visit(thread, begin, columns) for chunks of features, those of a thread one after another.
 template <typename Visit>
 void chunks_by_thread(int64_t features, int threads, const Visit& visit) {
-  const int64_t chunks = divide_up(features, kChunk);
+  const int64_t chunks = ceil_div(features, kChunk);
   at::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
       for (int64_t c = chunks * t / threads; c < chunks * (t + 1) / threads; ++c) {

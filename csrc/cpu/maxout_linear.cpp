@@ -19,6 +19,7 @@
 
 #include "float_vec.h"
 #include "gemm.h"
+#include "integers.h"
 #include "workspace.h"
 
 namespace dcgan_fast::cpu::CPU_CAPABILITY {
@@ -29,8 +30,6 @@ namespace {
 constexpr int64_t kWeightRows = 120;
 
 int64_t units_of_block(const MaxoutShape& s) { return std::max<int64_t>(1, kWeightRows / s.pieces); }
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Equal shares of a range.
 struct Shares {

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "gemm.h"
+#include "integers.h"
 #include "vec.h"
 #include "workspace.h"
 
@@ -33,8 +34,6 @@ using V = Vec<float>;
 constexpr int64_t kLanes = lanes<float>;
 static_assert(kGemmPanel % kLanes == 0);
 constexpr int64_t kVectors = kGemmPanel / kLanes;
-
-int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Rows of samples that are read side by side; also the sums that a square is gathered in, for the compiler's vectors.
 constexpr int64_t kTogether = 8;
@@ -183,16 +182,16 @@ ParzenInput log_sums(const ParzenWindows& args) {
   const int64_t panel_size = args.features * kGemmPanel;
   const int64_t panels_at_once =
       std::max<int64_t>(1, kPackedBytes / std::max<int64_t>(1, panel_size * int64_t{sizeof(float)}));
-  const int64_t most_panels = std::min(panels_at_once, divide_up(args.count, kGemmPanel)),
+  const int64_t most_panels = std::min(panels_at_once, ceil_div(args.count, kGemmPanel)),
                 most_samples = most_panels * kGemmPanel;
   float* const panels = scratch<float>(most_panels * panel_size, 4);
   std::vector<float> squares(most_panels * kGemmPanel);
   // Few rows: a block for each thread.
-  const int64_t of_thread = divide_up(divide_up(args.rows, at::get_num_threads()), kGemmRows) * kGemmRows;
+  const int64_t of_thread = round_up(ceil_div(args.rows, at::get_num_threads()), kGemmRows);
   const int64_t block = std::clamp(of_thread, kGemmRows, kBlockRows);
   std::atomic<bool> bad_samples{false}, bad_data{false};
   for (int64_t first = 0; first < args.count && !bad_data; first += most_samples) {
-    const Packed packed{panels, squares.data(), divide_up(std::min(most_samples, args.count - first), kGemmPanel)};
+    const Packed packed{panels, squares.data(), ceil_div(std::min(most_samples, args.count - first), kGemmPanel)};
     at::parallel_for(0, packed.count, 1, [&](int64_t begin, int64_t end) {
       for (int64_t p = begin; p < end; ++p) {
         if (!pack(args, first + p * kGemmPanel, panels + p * panel_size, squares.data() + p * kGemmPanel))
@@ -201,7 +200,7 @@ ParzenInput log_sums(const ParzenWindows& args) {
     });
     if (bad_samples) return ParzenInput::bad_samples;
     // each thread takes the next block when it is done with one: cores that are shared run at different speeds
-    const int64_t blocks = divide_up(args.rows, block);
+    const int64_t blocks = ceil_div(args.rows, block);
     std::atomic<int64_t> next{0};
     at::parallel_for(0, std::min<int64_t>(blocks, at::get_num_threads()), 1, [&](int64_t, int64_t) {
       for (int64_t b; (b = next++) < blocks;) {

@@ -7,6 +7,7 @@
 #include <atomic>
 #include <vector>
 
+#include "integers.h"
 #include "lane_masks.h"
 #include "workspace.h"
 #if defined(__AVX512BF16__)
@@ -18,10 +19,8 @@
 namespace dcgan_fast::cpu::CPU_CAPABILITY {
 namespace {
 
-int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 constexpr int64_t kWord = 64;
-int64_t words_of(const PixelCodes& args) { return divide_up(args.bits, kWord); }
+int64_t words_of(const PixelCodes& args) { return ceil_div(args.bits, kWord); }
 
 enum Slot { kWeightSlot, kPixelSlot, kSumSlot };
 
@@ -43,7 +42,7 @@ struct Rows {
 class Weights {
  public:
   explicit Weights(const PixelCodes& args)
-      : steps(divide_up(args.features, kBlock)),
+      : steps(ceil_div(args.features, kBlock)),
         blocks(words_of(args) * kWord / kBlock),
         args_(args),
         packed_(scratch<char>(blocks * steps * kPlaneBytes, kWeightSlot)) {}
@@ -94,7 +93,7 @@ class Product {
     const char* const pixels = tiles();
     half_ ^= 1;
     Conversion conversion(*this, next);
-    const int64_t of_all = next.count * weights_.steps, at_once = divide_up(of_all, weights_.blocks * weights_.steps);
+    const int64_t of_all = next.count * weights_.steps, at_once = ceil_div(of_all, weights_.blocks * weights_.steps);
     const Steps steps{offsets_.data(), offsets_.data(), weights_.steps, 1, 0, 0};
     for (int64_t block = 0; block < weights_.blocks; ++block) {
       cpu::CPU_CAPABILITY::multiply<c10::BFloat16>(pixels, RowLayout{}, weights_[block], steps, sums_ + block * kBlock,
@@ -164,7 +163,7 @@ class Weights {
   explicit Weights(const PixelCodes& args)
       : args_(args), packed_(scratch<float>(words_of(args) * args.features * kWord, kWeightSlot)) {}
 
-  int64_t parts() const { return divide_up(args_.features, kPart); }
+  int64_t parts() const { return ceil_div(args_.features, kPart); }
 
   void pack(int64_t part) {
     args_.dtype == at::kFloat ? pack_from(static_cast<const float*>(args_.weight), part)
@@ -208,7 +207,7 @@ class Product {
         sums_(scratch<float>(words_ * kRows * kWord, kSumSlot)) {}
 
   void multiply(Rows rows, Rows next) {
-    const int64_t calls = divide_up(features_, kDepth) * words_, of_call = divide_up(next.count * features_, calls);
+    const int64_t calls = ceil_div(features_, kDepth) * words_, of_call = ceil_div(next.count * features_, calls);
     int64_t fetched = 0;
     for (int64_t begin = 0; begin < features_; begin += kDepth) {
       const int64_t depth = std::min(kDepth, features_ - begin);
@@ -228,8 +227,8 @@ class Product {
 
  private:
   static_assert(kWord == kGemmPanel);
-  static constexpr int64_t kDepth =
-      768;  // in L2 400 KB of pixels, as many bytes of the next rows, 200 KB of a word's weights
+  // In L2 400 KB of pixels, as many bytes of the next rows, 200 KB of a word's weights.
+  static constexpr int64_t kDepth = 768;
 
   const Weights& weights_;
   const int64_t features_, words_;
@@ -261,9 +260,8 @@ void run(const PixelCodes& args) {
   });
   // Each thread takes the next block when it is done with one: cores that are shared run at different speeds. Few rows:
   // a block for each thread.
-  const int64_t of_thread =
-      divide_up(divide_up(args.rows, at::get_num_threads()), Product::kMultiple) * Product::kMultiple;
-  const int64_t block = std::clamp(of_thread, Product::kMultiple, Product::kRows), blocks = divide_up(args.rows, block);
+  const int64_t of_thread = round_up(ceil_div(args.rows, at::get_num_threads()), Product::kMultiple);
+  const int64_t block = std::clamp(of_thread, Product::kMultiple, Product::kRows), blocks = ceil_div(args.rows, block);
   std::atomic<int64_t> taken{0};
   const auto take = [&] {
     const int64_t first = taken++ * block;

@@ -14,7 +14,7 @@ struct PixelCodes {
   at::ScalarType dtype;  // float or bfloat16, whose products are summed in float
   const float* bias;     // [bits]
   float threshold;
-  uint64_t* codes;  // [rows, ceil(bits / 64)], written: bit j % 64 of word j / 64 is sum_f pixels[f] weight[f, j] +
+  uint64_t* codes;  // [rows, ceil(bits / 64)], written: bit j % 64 of word j / 64 is sum_f pixels[f] weight[j, f] +
                     // bias[j] > threshold
 };
 
