@@ -20,7 +20,7 @@ from ..data.pictures import fit, quiet_pillow, read_upright, with_channels
 from ..errors import UserError
 from ..files import cannot_write, make_folder, remove_if_there, write_bytes, write_text
 from ..networks import integer
-from .detectors import DETECTORS, Face, load_detector
+from .detectors import DETECTORS, Face, FaceDetector, load_detector
 
 __all__ = ["Crop", "FaceCrops", "crop_faces", "crop_square"]
 
@@ -137,7 +137,7 @@ def crop_faces(
                 continue
             if name in log.known:
                 _remove_faces(target, log.known[name])
-            done[name] = _look(source, name, detect, size, margin, least, lowest, target)
+            done[name] = _look(name, detect, settings, target)
             log.add(done[name])
             read += 1
     return _finish(target, settings, [done[name] for name in names], read)
@@ -160,16 +160,10 @@ def _source(folder: Path, out: Path) -> Path:
 
 
 def _look(
-    source: Path,
-    name: str,
-    detect: Any,
-    size: int,
-    margin: float,
-    least: int,
-    lowest: float,
-    target: Path,
+    name: str, detect: FaceDetector, settings: Mapping[str, Any], target: Path
 ) -> dict[str, Any]:
     """Write the faces of a picture; what the log keeps of it."""
+    source, margin, least = Path(settings["folder"]), settings["margin"], settings["min_side"]
     result: dict[str, Any] = {"picture": name, "crops": [], "too_small": 0, "unsure": 0}
     try:
         status = os.stat(source / name)
@@ -187,13 +181,13 @@ def _look(
     faces = detect(np.asarray(picture), 0.5 * least / (1 + margin))
     for face in faces:
         square = crop_square(face, picture.size, margin)
-        if face.score < lowest:
+        if face.score < settings["min_score"]:
             result["unsure"] += 1
         elif square[2] < least:
             result["too_small"] += 1
         else:
             file_name = f"{IMAGES}/{name}.{len(result['crops']) + 1}.png"
-            _save(picture, square, size, target / file_name)
+            _save(picture, square, settings["size"], target / file_name)
             box = (round(face.x, 1), round(face.y, 1), round(face.width, 1), round(face.height, 1))
             score = round(face.score, 4)
             result["crops"].append(asdict(Crop(file_name, name, box, square, score)))
