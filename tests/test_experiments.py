@@ -165,8 +165,10 @@ def test_latent_errors(colour: Path, labelled: Path, error_of: Callable[..., str
     )
     assert "at most 10,000 numbers" in error_of("walk", colour, "--seeds", "0-10000")
     assert "--fps must be above 0" in error_of("walk", colour, "--fps", "0")
-    assert "is for a generator with classes" in error_of("walk", colour, "--class", "1")
-    assert "from 0 to 2, got 7" in error_of("turn", labelled, "--class", "7")
+    assert "--class is for networks that were trained with labels" in error_of(
+        "walk", colour, "--class", "1"
+    )
+    assert "--class must be from 0 to 2, got 7" in error_of("turn", labelled, "--class", "7")
     assert "--plus: a score is one of brightness, contrast" in error_of(
         "arithmetic", colour, "--plus", "most:smile"
     )

@@ -19,6 +19,7 @@ from .common import (
     SAMPLES_HELP,
     AddCommand,
     Outputs,
+    check_class,
     choose_samples,
     find_score,
     load_generator,
@@ -50,6 +51,7 @@ def _walk(
     _check_fps(fps)
     outputs = Outputs(out)
     generator = load_generator(checkpoint, device)
+    check_class(label, generator.classes)
     points = latents_of(generator, chosen)
     made = latent.walk(generator, points, steps=steps, path=path, closed=closed, label=label, bn=bn)
     value_range = made.value_range
@@ -101,6 +103,7 @@ def _arithmetic(
 ) -> int:
     outputs = Outputs(out)
     generator = load_generator(checkpoint, device)
+    check_class(label, generator.classes)
     written, seeds = terms or _TERMS, []
     for sign, text in written:
         flag = "--plus" if sign == "+" else "--minus"
@@ -179,6 +182,7 @@ def _turn(
     moved = parse_numbers("--subjects", subjects)
     outputs = Outputs(out)
     generator = load_generator(checkpoint, device)
+    check_class(label, generator.classes)
     chosen = [
         choose_samples(flag, text, generator, ends, among=among, label=label, bn=bn)
         for flag, text in (("--from", source), ("--to", target))
