@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accuracy import assert_as_accurate
+from exports import assert_exports_with_any_batch
 from torch import Tensor, nn
 
 from dcgan_fast import UserError, models, unfuse
@@ -260,16 +261,6 @@ def test_generate_wants_labels_where_there_are_classes():
 
 @pytest.mark.parametrize("conditioning", CONDITIONINGS)
 def test_exports_with_any_batch(conditioning: str) -> None:
-    batch = torch.export.Dim("batch")
     generator, discriminator = small(conditioning=conditioning)
-    for network, shape in ((generator, (5,)), (discriminator, (1, 16, 16))):
-        network.eval()
-        program = torch.export.export(
-            network,
-            (torch.rand(2, *shape), torch.tensor([2, 0])),
-            dynamic_shapes=({0: batch}, {0: batch}),
-        )
-        assert "dcgan_fast" not in program.graph_module.code
-        for n in (1, 7):
-            inputs = torch.rand(n, *shape), torch.arange(n) % 3
-            torch.testing.assert_close(program.module()(*inputs), network(*inputs))
+    assert_exports_with_any_batch(generator, (5,))
+    assert_exports_with_any_batch(discriminator, (1, 16, 16))
