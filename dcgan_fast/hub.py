@@ -17,11 +17,11 @@ from typing import Any, TypeVar, cast
 
 import torch
 
-from .convert.formats import optional_module
 from .convert.huggan import CONFIG, PICKLE, SAFETENSORS, read_config, read_network, weights_file
 from .errors import UserError
 from .files import cannot_write
 from .networks import Described
+from .optional import optional_module
 from .training import checkpoint as checkpoints
 
 __all__ = ["from_pretrained", "push_to_hub", "save_pretrained"]

@@ -519,7 +519,7 @@ def test_zip_member_too_long_to_be_an_image(
 def test_lmdb_without_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "lmdb", None)
     write(tmp_path / "bedroom_train_lmdb" / "data.mdb", b"x")
-    with pytest.raises(UserError, match=r"pip install 'dcgan-fast\[lmdb\]'"):
+    with pytest.raises(UserError, match=r"needs lmdb: pip install lmdb, or 'dcgan-fast\[lmdb\]'"):
         Read(tmp_path / "bedroom_train_lmdb")
 
 

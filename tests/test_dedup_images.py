@@ -276,7 +276,7 @@ def test_wrong_arguments(folder: Path, tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(UserError, match="no such file or folder"):
         deduplicate(tmp_path / "none", tmp_path / "k")
     monkeypatch.setitem(__import__("sys").modules, "safetensors.torch", None)
-    with pytest.raises(UserError, match="needs the extra 'dedup'"):
+    with pytest.raises(UserError, match="needs safetensors"):
         deduplicate(folder, tmp_path / "k")
 
 

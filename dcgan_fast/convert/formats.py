@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 import warnings
 from collections.abc import Callable, Collection, Mapping
@@ -36,17 +35,6 @@ class Format:
     read: Callable[[Path], Checkpoint] | None = None
     write: Callable[[Checkpoint, Path], list[Path]] | None = None
     suffix: str | None = None
-
-
-def optional_module(name: str, what: str, extra: str) -> Any:
-    """The module ``name`` of an optional package, or :class:`UserError`: ``what`` needs it, and what installs it."""
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        package = name.partition(".")[0]
-        raise UserError(
-            f"{what} needs {package}: pip install {package}, or 'dcgan-fast[{extra}]'"
-        ) from error
 
 
 def floats(array: object, what: str) -> np.ndarray:

@@ -17,8 +17,9 @@ from typing import Any
 from .. import models
 from ..errors import UserError
 from ..files import write_bytes, write_text
+from ..optional import installed_module
 from ..training import checkpoint as checkpoints
-from .formats import Checkpoint, StateDict, folder_for, optional_module
+from .formats import Checkpoint, StateDict, folder_for
 from .pytorch_examples import check_examples_net
 from .safetensors_file import SUFFIX, load_tensors
 
@@ -46,15 +47,7 @@ def weights_file(owner: str, folder: Path) -> Path:
     found = [folder / name for name in (SAFETENSORS, PICKLE) if (folder / name).is_file()]
     if not found:
         raise UserError(f"{owner}: {folder} holds neither {SAFETENSORS} nor {PICKLE}")
-    return found[0 if _safetensors() else -1]
-
-
-def _safetensors() -> Any:
-    """The package, None where it is not installed."""
-    try:
-        return optional_module("safetensors.torch", "", "")
-    except UserError:
-        return None
+    return found[0 if installed_module("safetensors.torch") else -1]
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -127,7 +120,7 @@ def write_huggan(content: Checkpoint, out: Path) -> list[Path]:
         )
     state = {f"model.{key.removeprefix('main.')}": value for key, value in ours.items()}
     config = {name: settings[mine[0]] for name, mine in _SETTINGS.items() if name != "image_size"}
-    safetensors = _safetensors()
+    safetensors = installed_module("safetensors.torch")
     names = [PICKLE, SAFETENSORS, CONFIG] if safetensors else [PICKLE, CONFIG]
     folder = folder_for(names, out, _FILE)
     checkpoints.save_bare_state(folder / PICKLE, state)

@@ -30,8 +30,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from .. import models
 from ..errors import UserError
 from ..files import write_bytes
+from ..optional import installed_module, optional_module
 from ..training import checkpoint as checkpoints
-from .formats import Checkpoint, folder_for, optional_module
+from .formats import Checkpoint, folder_for
 
 SUFFIX = ".onnx"
 _FILE = re.compile(r"(?:generator|discriminator)\.onnx")
@@ -118,9 +119,8 @@ def _export(network: Any) -> Any:
 
 def _compare(role: str, network: nn.Module, serialised: bytes) -> None:
     """Raises :class:`UserError` where ONNX Runtime is installed and computes something else."""
-    try:
-        runtime = optional_module("onnxruntime", "", "onnx")
-    except UserError:
+    runtime = installed_module("onnxruntime")
+    if runtime is None:
         return
     session = runtime.InferenceSession(serialised, providers=["CPUExecutionProvider"])
     inputs = _inputs(network, 3)

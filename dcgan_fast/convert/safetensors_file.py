@@ -12,8 +12,9 @@ from pathlib import Path
 
 from ..errors import UserError
 from ..files import write_bytes
+from ..optional import optional_module
 from ..training import checkpoint as checkpoints
-from .formats import Checkpoint, StateDict, optional_module
+from .formats import Checkpoint, StateDict
 
 SUFFIX = ".safetensors"
 _KEY = "dcgan_fast"

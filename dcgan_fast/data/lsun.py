@@ -7,12 +7,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from io import BytesIO
 from pathlib import Path
-from types import ModuleType
 from typing import IO, Any
 
 import numpy as np
 
 from ..errors import UserError
+from ..optional import optional_module
 from .pictures import EncodedPictures, Pictures
 from .source import Source, fingerprint, no_split
 
@@ -37,7 +37,7 @@ def lmdb_source(root: Path, folders: Sequence[Path], split: str) -> Source:
 
     @contextmanager
     def open_lmdb() -> Iterator[Pictures]:
-        lmdb = _import_lmdb(root)
+        lmdb = optional_module("lmdb", f"{root}: an lmdb data base", "lmdb")
         with ExitStack() as stack:
             bases = [stack.enter_context(_open(lmdb, folder)) for folder in chosen]
             keys = [_keys(lmdb, base) for base in bases]
@@ -66,16 +66,6 @@ def lmdb_source(root: Path, folders: Sequence[Path], split: str) -> Source:
 def _class_name(folder: Path) -> str:
     name = folder.name.removesuffix("_lmdb")
     return re.sub(r"_(train|val|test)$", "", name)
-
-
-def _import_lmdb(root: Path) -> ModuleType:
-    try:
-        import lmdb
-    except ImportError as error:
-        raise UserError(
-            f"{root}: an lmdb data base needs the extra 'lmdb': pip install 'dcgan-fast[lmdb]'"
-        ) from error
-    return lmdb
 
 
 def _open(lmdb: Any, folder: Path) -> Any:

@@ -7,7 +7,6 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Iterator
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,7 @@ from ..data.pictures import ArrayPictures
 from ..devices import pick_device
 from ..errors import UserError
 from ..files import write_bytes
+from ..optional import optional_module
 from .codes import pixel_codes
 
 __all__ = ["SemanticHasher"]
@@ -368,16 +368,9 @@ class SemanticHasher(TransformerMixin, BaseEstimator):
         return hasattr(self, "encoder_")
 
 
-def import_safetensors() -> ModuleType:
-    """The package, or :class:`UserError` with what installs it."""
-    try:
-        import safetensors.torch
-    except ImportError as error:
-        raise UserError(
-            "a semantic hasher is kept in a safetensors file, which needs the extra 'dedup': "
-            "pip install 'dcgan-fast[dedup]'"
-        ) from error
-    return safetensors.torch
+def import_safetensors() -> Any:
+    """The package, in which a hasher is kept, or :class:`UserError` with what installs it."""
+    return optional_module("safetensors.torch", "a semantic hasher's file", "dedup")
 
 
 _NOT_SAVED = ("device", "progress", "callback")
