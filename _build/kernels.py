@@ -40,6 +40,7 @@ CPU_KERNELS = {
                 "parzen",
                 "plane_bias_act",
                 "pool_features",
+                "row_products",
                 "winograd_kernels",
                 "winograd_weight_grad",
             )

@@ -82,11 +82,12 @@ TORCH_LIBRARY(dcgan_fast, m) {
 
   m.def("parzen_log_likelihood(Tensor samples, Tensor data, Tensor sigma) -> Tensor");
 
-  m.def("_svm_grams(Tensor rows, Tensor order, int blocks, float scaling) -> Tensor");
-  m.def("_svm_epoch_(Tensor rows, Tensor order, Tensor targets, int columns, Tensor grams, Tensor blocks, Tensor(a!) dual, "
-        "Tensor(b!) weights, Tensor(c!) intercept, float scaling, float C, int sweeps, float tolerance, int seed) -> Tensor");
-  m.def("_svm_losses(Tensor rows, Tensor order, Tensor targets, int columns, Tensor weights, Tensor intercept, float scaling, int blocks)"
-        " -> Tensor");
+  m.def("_row_products(Tensor rows, Tensor? order, Tensor vectors) -> Tensor");
+  m.def("_row_sums(Tensor rows, Tensor? order, Tensor weights) -> Tensor");
+  m.def("_row_curvature(Tensor rows, Tensor vectors, Tensor offset, Tensor weights) -> (Tensor products, Tensor sums)");
+  m.def("_svm_gram(Tensor rows, Tensor order, float offset) -> Tensor");
+  m.def("_svm_descend_(Tensor gram, Tensor targets, int columns, Tensor(a!) dual, Tensor scores, float C, int sweeps, "
+        "float tolerance, int seed) -> Tensor");
   m.def("_pool_features_(Tensor maps, int size, Tensor(a!) features, int column) -> ()");
 
   m.def("_convolution_engines(Tensor input, Tensor weight, " CONV_TRANSPOSE "bool transposed) -> str[]",

@@ -19,6 +19,7 @@
 #include "pixel_codes.h"
 #include "plane_bias_act.h"
 #include "pool_features.h"
+#include "row_products.h"
 #include "tile_conv.h"
 
 namespace dcgan_fast::cpu {
@@ -35,6 +36,7 @@ namespace dcgan_fast::cpu {
   extern const PixelCodesKernels pixel_codes;             \
   extern const PlaneBiasActKernels plane_bias_act;        \
   extern const PoolFeaturesKernels pool_features;         \
+  extern const RowProductsKernels row_products;           \
   }
 
 DECLARE_KERNELS(DEFAULT)
@@ -102,6 +104,7 @@ const PackCodesKernels& pack_codes_kernels() { return BEST_OF_EACH(pack_codes); 
 const ParzenKernels& parzen_kernels() { return BEST_OF_EACH(parzen); }
 const PlaneBiasActKernels& plane_bias_act_kernels() { return BEST_OF_EACH(plane_bias_act); }
 const PoolFeaturesKernels& pool_features_kernels() { return BEST_OF_EACH(pool_features); }
+const RowProductsKernels& row_products_kernels() { return BEST_OF_EACH(row_products); }
 
 namespace {
 

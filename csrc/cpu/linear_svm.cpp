@@ -1,14 +1,8 @@
 // Linear L2-SVMs by dual coordinate descent. Compiled once per CPU capability (see capability.h).
-//
-// Threads share the features out: each has its part of w to itself, and its part of every product with a row. In one
-// pass a chunk of w takes the update of the last block and is multiplied with the next, while it lies in L1. Rows are
-// copied to a tile first, some 3% of the instructions: rows are often a multiple of 4 KB apart, where a few fill all
-// that a cache has for them, and halves become floats on the way.
 #include "linear_svm.h"
 
 #include <ATen/Parallel.h>
 #include <ATen/native/CPUBlas.h>
-#include <c10/util/Half.h>
 
 #include <algorithm>
 #include <atomic>
@@ -20,7 +14,6 @@
 
 #include "float_vec.h"
 #include "gemm.h"
-#include "integers.h"
 #include "workspace.h"
 
 namespace dcgan_fast::cpu::CPU_CAPABILITY {
@@ -28,213 +21,76 @@ namespace {
 
 static_assert(kSvmPanel == kGemmPanel);
 
-// A tile of 30 KB and the chunk of w that it meets stay in L1.
-constexpr int64_t kChunk = 128, kTileRows = 64;
+// What is multiplied is copied to tiles of so many columns first, that stay in L1: rows are often a multiple of 4 KB
+// apart, where a few fill all that a cache has for them, and halves become floats on the way.
+constexpr int64_t kChunk = 128;
 
 template <typename T>
 void copy_row(const T* from, int64_t columns, float* to) {
   int64_t f = 0;
-  for (; f + lanes<T> <= columns; f += lanes<T>) {
-    const auto v = load_vec(from + f);
-    v.lo.store(to + f);
-    v.hi.store(to + f + lanes<T> / 2);
-  }
+  for (; f + kLanes <= columns; f += kLanes) store(to + f, load(from + f));
   for (; f < columns; ++f) to[f] = static_cast<float>(from[f]);
 }
 
-// Features begin to begin + columns of rows first to first + rows of block q, as floats [rows, kChunk].
-void pack(const SvmRows& x, int64_t q, int64_t first, int64_t rows, int64_t begin, int64_t columns, float* tile) {
-  for (int64_t r = 0; r < rows; ++r) {
-    const int64_t at = x.row(q, first + r) * x.features + begin;
-    if (x.half) {
-      copy_row(static_cast<const c10::Half*>(x.data) + at, columns, tile + r * kChunk);
-    } else {
-      copy_row(static_cast<const float*>(x.data) + at, columns, tile + r * kChunk);
-    }
-  }
-}
-
-// Rows lie in the order in which they are met only by accident: the machine's own prefetcher does not know the next.
-constexpr int64_t kRowsAhead = 4;
-void fetch_row(const SvmRows& x, int64_t q, int64_t row, int64_t begin, int64_t columns) {
-  const int64_t size = x.half ? sizeof(c10::Half) : sizeof(float), at = x.row(q, row) * x.features + begin;
-  const char* const from = static_cast<const char*>(x.data) + at * size;
-  for (int64_t byte = 0; byte < std::min(columns, x.features - begin) * size; byte += 64) __builtin_prefetch(from + byte);
-}
-
-// What a thread multiplies with: scratch in slot 0.
-struct Scratch {
-  float* tile;    // [kTileRows, kChunk]
-  float* update;  // [kChunk, kGemmPanel]
-
-  Scratch() {
-    tile = static_cast<float*>(workspace((kTileRows + kGemmPanel) * kChunk * sizeof(float), 0));
-    update = tile + kTileRows * kChunk;
-  }
-};
-
-// Calls take(first, rows) for the tiles of block q.
-template <typename Take>
-void tiles_of(const SvmRows& x, int64_t q, const Take& take) {
-  const int64_t rows = x.in_block(q);
-  for (int64_t first = 0; first < rows; first += kTileRows) take(first, std::min(kTileRows, rows - first));
-}
-
-// scores += block q's rows times the chunk of the weights
-void multiply_block(const SvmProblem& p, int64_t q, int64_t begin, int64_t columns, const Scratch& scratch,
-                    float* scores) {
-  tiles_of(p.x, q, [&](int64_t first, int64_t rows) {
-    pack(p.x, q, first, rows, begin, columns, scratch.tile);
-    gemm({rows, p.width, columns, scratch.tile, kChunk, 1, p.weights + begin * p.width, scores + first * kGemmPanel,
-          true});
-  });
-}
-
-// the chunk of the weights += block q's rows, transposed, times delta
-void update_weights(const SvmProblem& p, int64_t q, const float* delta, int64_t begin, int64_t columns,
-                    const Scratch& scratch) {
-  tiles_of(p.x, q, [&](int64_t first, int64_t rows) {
-    pack(p.x, q, first, rows, begin, columns, scratch.tile);
-    gemm({columns, p.width, rows, scratch.tile, 1, kChunk, delta + first * p.width, scratch.update, first > 0});
-  });
-  for (int64_t f = 0; f < columns; ++f) {
-    float* const w = p.weights + (begin + f) * p.width;
-    for (int64_t k = 0; k < p.width; k += kLanes) store(w + k, load(w + k) + load(scratch.update + f * kGemmPanel + k));
-  }
-}
-
-// Calls visit(thread, begin, columns) for chunks of features, those of a thread one after another.
-template <typename Visit>
-void chunks_by_thread(int64_t features, int threads, const Visit& visit) {
-  const int64_t chunks = ceil_div(features, kChunk);
-  at::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t t = begin; t < end; ++t) {
-      for (int64_t c = chunks * t / threads; c < chunks * (t + 1) / threads; ++c) {
-        visit(t, c * kChunk, std::min(kChunk, features - c * kChunk));
-      }
-    }
-  });
-}
-
-// Products that a thread should have of a block at least: waking one takes as long as some of them.
-constexpr int64_t kGrain = 1 << 20;
-
-int threads_for(const SvmProblem& p) {
-  const int64_t products = p.x.block() * p.x.features * p.width;
-  return static_cast<int>(std::clamp<int64_t>(products / kGrain, 1, at::get_num_threads()));
-}
-
-// Each thread's part of a block's scores, and their sum: [block, kGemmPanel], of which `width` columns are used, as
-// gemm has it.
-class Scores {
- public:
-  Scores(const SvmProblem& p, int threads)
-      : p_(p), size_(p.x.block() * kGemmPanel), threads_(threads), parts_(size_ * threads) {}
-
-  void clear() { std::fill(parts_.begin(), parts_.end(), 0.0f); }
-  float* of(int64_t thread) { return parts_.data() + thread * size_; }
-
-  float* sum(int64_t rows) {
-    at::parallel_for(0, rows, 512, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin * kGemmPanel; i < end * kGemmPanel; i += kGemmPanel) {
-        for (int64_t k = 0; k < p_.width; ++k) {
-          float score = p_.scaling * p_.intercept[k];
-          for (int t = 0; t < threads_; ++t) score += parts_[t * size_ + i + k];
-          parts_[i + k] = score;
-        }
-      }
-    });
-    return parts_.data();
-  }
-
- private:
-  const SvmProblem& p_;
-  int64_t size_;
-  int threads_;
-  std::vector<float> parts_;
-};
-
-void add_losses(const SvmProblem& p, int64_t q, const float* scores) {
-  for (int64_t i = 0; i < p.x.in_block(q); ++i) {
-    const int64_t target = p.targets[p.x.row(q, i)];
-    for (int64_t k = 0; k < p.columns; ++k) {
-      const float score = scores[i * kGemmPanel + k];
-      const double short_of = std::max(0.0, 1.0 - (k == target ? score : -score));
-      p.losses[k] += short_of * short_of;
-    }
-  }
-}
-
-// ------------------------------------------------------------------------------------------------- descent on a block
+// ------------------------------------------------------------------------------------------------- descent on a matrix
 
 // W: the width.
 template <int W>
-class Block {
+class Descent {
  public:
-  // `scores` [block, kGemmPanel]: of the block's rows, kept up to date
-  Block(const SvmEpoch& args, int64_t q, float* scores)
-      : args_(args),
-        x_(args.problem.x),
-        q_(q),
-        block_(x_.block()),
-        rows_(x_.in_block(q)),
-        gram_(args.grams + q * block_ * block_),
-        scores_(scores),
-        order_(rows_) {
+  explicit Descent(const SvmDescent& args) : args_(args), rows_(args.rows), scores_(rows_ * kGemmPanel), order_(rows_) {
+    for (int64_t i = 0; i < rows_; ++i) std::copy_n(args.scores + i * W, W, scores_.data() + i * kGemmPanel);
     std::iota(order_.begin(), order_.end(), 0);
   }
 
-  // delta [block, W]: by how much y * dual changes. False: nothing does.
-  bool descend(std::mt19937& random, float* delta) {
-    std::fill_n(delta, block_ * W, 0.0f);
-    bool any = false;
+  void run() {
+    std::mt19937 random(static_cast<uint32_t>(args_.seed));
+    std::fill_n(args_.delta, rows_ * W, 0.0f);
     for (int64_t sweep = 0; sweep < args_.sweeps; ++sweep) {
       std::shuffle(order_.begin(), order_.end(), random);  // the same panels each time take three times as many sweeps
       float worst = 0;
       for (int64_t first = 0; first < rows_; first += kSvmPanel) {
-        worst = std::max(worst, panel(order_.data() + first, std::min(kSvmPanel, rows_ - first), delta));
+        worst = std::max(worst, panel(order_.data() + first, std::min(kSvmPanel, rows_ - first)));
       }
-      any |= worst > 0;
       if (worst <= args_.tolerance) break;
     }
-    return any;
   }
 
  private:
   // One step on each of `rows` rows, then the scores of all; returns the largest violation of optimality that was met.
-  float panel(const int32_t* of, int64_t rows, float* delta) {
+  float panel(const int32_t* of, int64_t rows) {
     alignas(64) float scores[kSvmPanel * W], change[kSvmPanel * W] = {}, products[kSvmPanel * kSvmPanel];
     for (int64_t i = 0; i < rows; ++i) {
-      std::copy_n(scores_ + of[i] * kGemmPanel, W, scores + i * W);
-      for (int64_t j = 0; j < rows; ++j) products[i * kSvmPanel + j] = gram_[of[i] * block_ + of[j]];
+      std::copy_n(scores_.data() + of[i] * kGemmPanel, W, scores + i * W);
+      for (int64_t j = 0; j < rows; ++j) products[i * kSvmPanel + j] = args_.gram[of[i] * rows_ + of[j]];
     }
     float worst = 0;
     for (int64_t i = 0; i < rows; ++i) worst = std::max(worst, step(of[i], i, rows, products, scores, change));
     if (worst == 0) return 0;
     at::parallel_for(0, (rows_ + kChunk - 1) / kChunk, 8, [&](int64_t begin, int64_t end) {
-      const Scratch scratch;
+      auto* const tile = static_cast<float*>(workspace(kSvmPanel * kChunk * sizeof(float)));
       for (int64_t j = begin * kChunk; j < std::min(rows_, end * kChunk); j += kChunk) {
         const int64_t count = std::min(kChunk, rows_ - j);
-        for (int64_t i = 0; i < rows; ++i) copy_row(gram_ + of[i] * block_ + j, count, scratch.tile + i * kChunk);
-        gemm({count, W, rows, scratch.tile, 1, kChunk, change, scores_ + j * kGemmPanel, true});
+        for (int64_t i = 0; i < rows; ++i) copy_row(args_.gram + of[i] * rows_ + j, count, tile + i * kChunk);
+        gemm({count, W, rows, tile, 1, kChunk, change, scores_.data() + j * kGemmPanel, true});
       }
     });
     for (int64_t i = 0; i < rows; ++i) {
-      for (int64_t k = 0; k < W; ++k) delta[of[i] * W + k] += change[i * W + k];
+      for (int64_t k = 0; k < W; ++k) args_.delta[of[i] * W + k] += change[i * W + k];
     }
     return worst;
   }
 
   // The best value of one row's variables, all columns at once; i: its place in the panel.
-  float step(int64_t of_block, int64_t i, int64_t rows, const float* products, float* scores, float* change) const {
-    const int64_t row = x_.row(q_, of_block), target = args_.problem.targets[row];
+  float step(int64_t row, int64_t i, int64_t rows, const float* products, float* scores, float* change) const {
+    const int64_t target = args_.targets[row];
     float* const dual = args_.dual + row * W;
     const float ridge = 1 / (2 * args_.C), inverse = 1 / (products[i * kSvmPanel + i] + ridge);
     float worst = 0, most = 0;
     for (int64_t k = 0; k < W; ++k) {
       const float y = k == target ? 1.0f : -1.0f;
       const float slope = y * scores[i * W + k] - 1 + dual[k] * ridge;
-      const bool real = k < args_.problem.columns;
+      const bool real = k < args_.columns;
       const float next = real ? std::max(0.0f, dual[k] - slope * inverse) : 0.0f;
       const float violation = dual[k] > 0 ? std::abs(slope) : std::max(0.0f, -slope);
       worst = std::max(worst, real ? violation : 0.0f);
@@ -255,97 +111,74 @@ class Block {
     return worst;
   }
 
-  const SvmEpoch& args_;
-  const SvmRows& x_;
-  int64_t q_, block_, rows_;
-  const float* gram_;
-  float* scores_;
+  const SvmDescent& args_;
+  int64_t rows_;
+  std::vector<float> scores_;  // [rows, kGemmPanel], kept up to date
   std::vector<int32_t> order_;
 };
 
-template <int W>
-void epoch_of(const SvmEpoch& args) {
-  const SvmProblem& p = args.problem;
-  const int threads = threads_for(p);
-  std::mt19937 random(static_cast<uint32_t>(args.seed));
-  Scores scores(p, threads);
-  std::vector<float> delta(p.x.block() * W);
-  std::fill_n(p.losses, W, 0.0);
-  int64_t changed = -1;  // the block whose change the weights lack
-  for (int64_t b = 0; b <= p.x.blocks; ++b) {
-    const int64_t next = b < p.x.blocks ? args.order[b] : -1;
-    if (next < 0 && changed < 0) break;
-    scores.clear();
-    chunks_by_thread(p.x.features, threads, [&](int64_t thread, int64_t begin, int64_t columns) {
-      const Scratch scratch;
-      if (changed >= 0) update_weights(p, changed, delta.data(), begin, columns, scratch);
-      if (next >= 0) multiply_block(p, next, begin, columns, scratch, scores.of(thread));
-    });
-    if (next < 0) break;
-    float* const sums = scores.sum(p.x.in_block(next));
-    add_losses(p, next, sums);
-    changed = Block<W>(args, next, sums).descend(random, delta.data()) ? next : -1;
-    for (int64_t i = 0; changed >= 0 && i < p.x.in_block(next); ++i) {
-      for (int64_t k = 0; k < W; ++k) p.intercept[k] += p.scaling * delta[i * W + k];
-    }
-  }
-}
-
-void epoch(const SvmEpoch& args) {
-  switch (args.problem.width) {
+void descend(const SvmDescent& args) {
+  switch (args.width) {
     case 16:
-      return epoch_of<16>(args);
+      return Descent<16>(args).run();
     case 32:
-      return epoch_of<32>(args);
+      return Descent<32>(args).run();
     case 48:
-      return epoch_of<48>(args);
+      return Descent<48>(args).run();
     default:
-      return epoch_of<64>(args);
-  }
-}
-
-void losses(const SvmProblem& p) {
-  const int threads = threads_for(p);
-  Scores scores(p, threads);
-  std::fill_n(p.losses, p.width, 0.0);
-  for (int64_t q = 0; q < p.x.blocks; ++q) {
-    scores.clear();
-    chunks_by_thread(p.x.features, threads, [&](int64_t thread, int64_t begin, int64_t columns) {
-      multiply_block(p, q, begin, columns, Scratch(), scores.of(thread));
-    });
-    add_losses(p, q, scores.sum(p.x.in_block(q)));
+      return Descent<64>(args).run();
   }
 }
 
 // ------------------------------------------------------------------------------------------------------ Gram matrices
 
+// Features begin to begin + columns of rows first to first + rows, as floats [rows, kChunk].
+void pack(const TableRows& x, int64_t first, int64_t rows, int64_t begin, int64_t columns, float* tile) {
+  for (int64_t r = 0; r < rows; ++r) {
+    const int64_t at = x.row(first + r) * x.features + begin;
+    if (x.half) {
+      copy_row(static_cast<const c10::Half*>(x.data) + at, columns, tile + r * kChunk);
+    } else {
+      copy_row(static_cast<const float*>(x.data) + at, columns, tile + r * kChunk);
+    }
+  }
+}
+
+// Rows come in an order of their own: the machine's own prefetcher does not know the next.
+constexpr int64_t kRowsAhead = 4;
+void fetch(const TableRows& x, int64_t row, int64_t begin, int64_t columns) {
+  const int64_t size = x.half ? sizeof(c10::Half) : sizeof(float), at = x.row(row) * x.features + begin;
+  const char* const from = static_cast<const char*>(x.data) + at * size;
+  for (int64_t byte = 0; byte < std::min(columns, x.features - begin) * size; byte += 64)
+    __builtin_prefetch(from + byte);
+}
+
 // Squares of this side are tasks; what they multiply over a chunk stays in L2.
 constexpr int64_t kSquare = 512;
 
-// One square of block q's matrix, rows from `top` and columns from `left` <= top, over all features.
+// One square of the matrix, rows from `top` and columns from `left` <= top, over all features.
 struct Square {
-  const SvmRows& x;
-  int64_t q, top, left;
-  float* gram;    // of the block
+  const TableRows& x;
+  int64_t top, left;
+  float* gram;
   float* sums{};  // [width / kSvmPanel, kSquare, kSvmPanel]: panel by panel, as gemm has it
 
-  int64_t height() const { return std::min(kSquare, x.in_block(q) - top); }
-  int64_t width() const { return std::min(kSquare, x.in_block(q) - left); }
+  int64_t height() const { return std::min(kSquare, x.rows - top); }
+  int64_t width() const { return std::min(kSquare, x.rows - left); }
   float* at(int64_t i, int64_t j) const {
     return sums + (j / kSvmPanel * kSquare + i) * kSvmPanel;
   }  // j: of a panel's first
 
   // Into the matrix, on both sides of its diagonal.
   void keep(float offset) const {
-    const int64_t block = x.block();
     for (int64_t i0 = 0; i0 < height(); i0 += kSvmPanel) {
       for (int64_t j0 = 0; j0 < width(); j0 += kSvmPanel) {
         for (int64_t i = 0; i < std::min(kSvmPanel, height() - i0); ++i) {
           for (int64_t j = 0; j < std::min(kSvmPanel, width() - j0); ++j) {
             const float product = at(i0 + i, j0)[j] + offset;
             const int64_t row = top + i0 + i, column = left + j0 + j;
-            gram[row * block + column] = product;
-            if (top != left) gram[column * block + row] = product;
+            gram[row * x.rows + column] = product;
+            if (top != left) gram[column * x.rows + row] = product;
           }
         }
       }
@@ -358,8 +191,8 @@ void multiply_square(const Square& s) {
   float *const others = rows + kSquare * kChunk, *const panel = others + kSquare * kChunk;
   for (int64_t begin = 0; begin < s.x.features; begin += kChunk) {
     const int64_t depth = std::min(kChunk, s.x.features - begin);
-    pack(s.x, s.q, s.top, s.height(), begin, depth, rows);
-    pack(s.x, s.q, s.left, s.width(), begin, depth, others);
+    pack(s.x, s.top, s.height(), begin, depth, rows);
+    pack(s.x, s.left, s.width(), begin, depth, others);
     for (int64_t j = 0; j < s.width(); j += kSvmPanel) {
       const int64_t count = std::min(kSvmPanel, s.width() - j);
       if (count < kSvmPanel) std::fill_n(panel, depth * kSvmPanel, 0.0f);
@@ -372,7 +205,7 @@ void multiply_square(const Square& s) {
 }
 
 // The same on the matrix unit: products of floats as three of bfloat16 parts. Its errors, 2^-17 of the rows' norms,
-// cost nothing but speed of convergence: a block is met with scores from float32.
+// cost nothing but speed of convergence: scores come from float32.
 constexpr int64_t kTileDepth = 256;
 
 struct Parts {
@@ -393,11 +226,11 @@ void split(const float* from, int64_t count, uint16_t* high, uint16_t* low) {
 // `count` rows of the square's side; zeros up to a whole panel and to the depth.
 void split_rows(const Square& s, int64_t first, int64_t count, int64_t begin, float* tile, const Parts& parts) {
   for (int64_t r = 0; r < (count + kSvmPanel - 1) / kSvmPanel * kSvmPanel; ++r) {
-    if (r + kRowsAhead < count) fetch_row(s.x, s.q, first + r + kRowsAhead, begin, kTileDepth);
+    if (r + kRowsAhead < count) fetch(s.x, first + r + kRowsAhead, begin, kTileDepth);
     for (int64_t half = 0; half < kTileDepth; half += kChunk) {
       const int64_t depth = std::clamp<int64_t>(s.x.features - begin - half, 0, kChunk);
       const bool there = r < count && depth > 0;
-      if (there) pack(s.x, s.q, first + r, 1, begin + half, depth, tile);
+      if (there) pack(s.x, first + r, 1, begin + half, depth, tile);
       std::fill(tile + (there ? depth : 0), tile + kChunk, 0.0f);
       split(tile, kChunk, parts.high + r * kTileDepth + half, parts.low + r * kTileDepth + half);
     }
@@ -443,14 +276,10 @@ void multiply_square_on_tiles(const Square& s) {
   at::native::cpublas::brgemm_release();
 }
 
-void grams(const SvmGrams& args) {
-  const SvmRows& x = args.x;
-  const int64_t size = x.block() * x.block();
+void gram(const SvmGram& args) {
   std::vector<Square> squares;
-  for (int64_t q = 0; q < x.blocks; ++q) {
-    for (int64_t top = 0; top < x.in_block(q); top += kSquare) {
-      for (int64_t left = 0; left <= top; left += kSquare) squares.push_back({x, q, top, left, args.grams + q * size});
-    }
+  for (int64_t top = 0; top < args.x.rows; top += kSquare) {
+    for (int64_t left = 0; left <= top; left += kSquare) squares.push_back({args.x, top, left, args.gram});
   }
   std::atomic<size_t> taken{0};
   at::parallel_for(0, at::get_num_threads(), 1, [&](int64_t, int64_t) {
@@ -465,6 +294,6 @@ void grams(const SvmGrams& args) {
 
 }  // namespace
 
-extern const LinearSvmKernels linear_svm{grams, epoch, losses};
+extern const LinearSvmKernels linear_svm{gram, descend};
 
 }  // namespace dcgan_fast::cpu::CPU_CAPABILITY

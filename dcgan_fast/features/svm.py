@@ -1,9 +1,10 @@
-"""Linear L2-SVMs of all classes at once, by block dual coordinate descent: a scikit-learn estimator."""
+"""Linear L2-SVMs of all classes at once: a scikit-learn estimator."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from numbers import Integral, Real
 from typing import Any
 
@@ -17,14 +18,17 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
+from .descent import Descent
+from .newton import Newton, sample_size
+from .svm_problem import Problem, Solver
+
 __all__ = ["LinearSVM"]
 
 _ops = torch.ops.dcgan_fast
 _MOST_COLUMNS = 64  # that are solved together
-_SWEEPS = 30  # over a block, at most, each time that it is met
-_SHARE = 5  # a block's Gram matrix may be as large as this part of its rows
-_MOST_BLOCK = 8192
-_SMALL = 1 << 20  # or have so many elements in all
+_FEW_ROWS = 1024  # whose Gram matrix is made, whatever the features
+_MOST_ROWS = 8192  # and where there are half as many features: 256 MB
+_SEEN = 16  # rows by which a table is known
 _PART = 1 << 24  # elements of rows that are looked at, or widened, at once
 
 
@@ -35,21 +39,23 @@ class LinearSVM(ClassifierMixin, BaseEstimator):
     that: its value is within ``tol`` of the least there is. LinearSVC's defaults are the same problem; how far it is
     from the minimum it does not say.
 
-    Exact block dual coordinate descent: rows are shared out to blocks at random, a block's dual variables are solved on
-    its Gram matrix for all classes at once, and the weights follow. An epoch takes 4 * n_samples * n_features *
-    width operations, width being the classes rounded up to 16, and reads the data twice. Blocks are as large as their
-    Gram matrices may take a fifth of the data's memory: up to n_features / 5 rows are a single block. Memory beside the
-    data: that, and n_samples and n_features times width.
+    Of few rows (8,192 at most, and twice the features, or 1,024) the Gram matrix is made, in float32, and dual
+    coordinates descend on it for all classes at once: ``n_samples^2 * n_features`` operations, half of them by
+    symmetry, take most of the time. Others are solved by Newton's method on the weights, preconditioned by a sample of
+    the rows: some 100 readings of the data of ``4 * n_samples * n_features * n_classes`` operations each, fewer for
+    small C. Memory beside the data: ``n_samples^2`` floats, or an eighth of the data's elements; and n_samples and
+    n_features times the classes.
 
     Args:
         C: weight of the losses, above 0.
         tol: the duality gap that ends the fit, as a share of the objective, of each class.
-        max_iter: epochs at most; a ConvergenceWarning where they do not suffice.
+        max_iter: epochs and steps at most; a ConvergenceWarning where they do not suffice.
         fit_intercept: whether to have b.
         intercept_scaling: b is the weight of a feature of this value, times it; larger ones weaken its regularisation.
-        warm_start: begin ``fit`` at the last one's result, for a path of C on the same rows; with others anew.
-        random_state: of the order of rows: an integer, a numpy RandomState or None.
-        verbose: whether to print a line an epoch.
+        warm_start: begin ``fit`` at the last one's result, for a path of C on the same rows; with others anew. Keeps
+            the Gram matrix between fits.
+        random_state: of the order and the sample of rows: an integer, a numpy RandomState or None.
+        verbose: whether to print a line an epoch or step.
 
     Attributes:
         classes_: ``(n_classes,)``.
@@ -57,15 +63,12 @@ class LinearSVM(ClassifierMixin, BaseEstimator):
         intercept_: float32 ``(n_classes,)`` or ``(1,)``.
         objective_, dual_gap_: float64, of each row of ``coef_``: the objective, and by how much at most it is above the
             least. In float64 sums of float32 products.
-        n_iter_: epochs. ``n_features_in_``: features of a row.
+        n_iter_: epochs and steps. ``n_features_in_``: features of a row.
 
     float16 and float32 rows are read as they are, also from a memory map; others become float32. Results are the same
     for the same ``random_state`` and number of threads.
 
-    Descent is slow where C is large for rows that nearly depend on one another (few, large, uncentred features), as
-    LIBLINEAR's is: scale such features first.
-
-    Source: Hsieh et al. 2008 (coordinate descent of the dual, LIBLINEAR's); blocks as in Yu et al. 2010.
+    Sources: Hsieh et al. 2008 (coordinate descent of the dual, LIBLINEAR's), Keerthi, DeCoste 2005 (Newton's method).
     """
 
     classes_: NDArray[Any]
@@ -117,35 +120,43 @@ class LinearSVM(ClassifierMixin, BaseEstimator):
         columns = 1 if len(classes) == 2 else len(classes)
         positive = targets - 1 if columns == 1 else targets  # of two classes, the second
         rows, random = _as_tensor(X), check_random_state(self.random_state)
-        size, draw = len(rows), random.randint(2**31)
-        block = min(_MOST_BLOCK, max(64, int(rows.size(1) / _SHARE), _SMALL // size))
-        start = self._last_result(classes, targets, rows)
-        self.classes_ = classes
-        if start is None or start.blocks != -(-size // block):
-            generator = torch.Generator().manual_seed(draw)
-            start = _State(targets, torch.randperm(size, generator=generator), -(-size // block))
-        parts = [
-            _Columns(rows, start, torch.from_numpy(positive - first), first, columns)
-            for first in range(0, columns, _MOST_COLUMNS)
-        ]
-        start.settings = (self.fit_intercept, self.intercept_scaling)
+        seed = random.randint(2**31)
         scaling = float(self.intercept_scaling) if self.fit_intercept else 0.0
-        grams = _ops._svm_grams(rows, start.order, start.blocks, scaling)
-        epochs = [
-            part.solve(grams, scaling, self.C, self.tol, self.max_iter, draw, self.verbose)
-            for part in parts
-        ]
-        self._state = start
-        self.n_iter_ = max(epochs)
-        self.coef_ = np.concatenate([part.coef() for part in parts])
-        self.intercept_ = np.concatenate([part.intercept(scaling) for part in parts])
-        self.objective_ = np.concatenate([part.objective for part in parts])
-        self.dual_gap_ = np.concatenate([part.gap for part in parts])
+        state = self._last_result(classes, targets, rows)
+        if state is None:
+            state = _State(targets, (scaling, _fingerprint(rows)))
+        make = _solvers_for(rows, scaling, seed)
+        found, steps, weights = [], [], []
+        for first in range(0, columns, _MOST_COLUMNS):
+            of_part = torch.from_numpy(positive - first).long().contiguous()
+            problem = Problem(rows, of_part, min(_MOST_COLUMNS, columns - first), scaling)
+            if first not in state.solvers:
+                state.solvers[first] = make(problem)
+            solver = state.solvers[first]
+            measured, taken = solver.solve(
+                problem, float(self.C), self.tol, self.max_iter, seed, self.verbose
+            )
+            found.append(measured)
+            steps.append(taken)
+            weights.append(solver.weights)
+        both = torch.cat(weights)
+        self.classes_ = classes
+        self._state = state
+        self.n_iter_ = max(steps)
+        self.coef_ = both[:, :-1].contiguous().numpy()
+        self.intercept_ = (scaling * both[:, -1]).numpy()
+        self.objective_ = torch.cat([part.objective for part in found]).numpy()
+        self.dual_gap_ = torch.cat([part.gap for part in found]).numpy()
         if (self.dual_gap_ > self.tol * self.objective_).any():
             worst = (self.dual_gap_ / self.objective_).max()
             warnings.warn(
-                f"LinearSVM did not converge in {self.max_iter} epochs: the objective may be {worst:.2%} "
-                "above its least value; raise max_iter",
+                f"LinearSVM did not converge in {self.n_iter_} epochs: the objective may be {worst:.2%} "
+                "above its least value; "
+                + (
+                    "raise max_iter"
+                    if self.n_iter_ >= self.max_iter
+                    else "raise tol: float32 ends here"
+                ),
                 ConvergenceWarning,
                 stacklevel=2,
             )
@@ -169,12 +180,12 @@ class LinearSVM(ClassifierMixin, BaseEstimator):
 
     def _last_result(self, classes: Any, targets: Any, rows: Tensor) -> _State | None:
         last = getattr(self, "_state", None) if self.warm_start else None
+        scaling = float(self.intercept_scaling) if self.fit_intercept else 0.0
         same = (
             last is not None
             and np.array_equal(classes, self.classes_)
             and np.array_equal(targets, last.targets)
-            and self.coef_.shape[1] == rows.size(1)
-            and last.settings == (self.fit_intercept, self.intercept_scaling)
+            and last.about == (scaling, _fingerprint(rows))
         )
         return last if same else None
 
@@ -204,95 +215,36 @@ class LinearSVM(ClassifierMixin, BaseEstimator):
         return self.classes_[best]
 
 
+@dataclass
 class _State:
-    """What a warm start begins at."""
+    """What a warm start begins at: one solver for up to 64 columns."""
 
-    settings: tuple[Any, ...]
-
-    def __init__(self, targets: NDArray[Any], order: Tensor, blocks: int) -> None:
-        self.targets = targets
-        self.order = order
-        self.blocks = blocks
-        self.columns: dict[int, tuple[Tensor, Tensor, Tensor]] = {}  # dual, weights, intercept
+    targets: NDArray[Any]
+    about: tuple[Any, ...]
+    solvers: dict[int, Solver] = field(default_factory=dict)
 
 
-class _Columns:
-    """Up to 64 of the problems, solved together."""
+def _solvers_for(rows: Tensor, scaling: float, seed: int) -> Callable[[Problem], Solver]:
+    """Of few rows the Gram matrix is made and dual coordinates descend on it; else Newton's method has a sample's."""
+    size, features = rows.shape
+    grams: list[Tensor] = []  # one, for the first solver that is made, and then for all
+    few = size <= max(_FEW_ROWS, min(_MOST_ROWS, 2 * features))
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.arange(size) if few else torch.randperm(size, generator=generator)
+    order = order[: size if few else sample_size(size, features)].contiguous()
 
-    objective: NDArray[np.float64]
-    gap: NDArray[np.float64]
+    def make(problem: Problem) -> Solver:
+        if not grams:
+            grams.append(_ops._svm_gram(rows, order, scaling**2))
+        return Descent(problem, grams[0]) if few else Newton(order, grams[0], problem.zeros())
 
-    def __init__(
-        self, rows: Tensor, state: _State, targets: Tensor, first: int, columns: int
-    ) -> None:
-        self.rows, self.order, self.blocks = rows, state.order, state.blocks
-        self.columns = min(_MOST_COLUMNS, columns - first)
-        self.targets = targets.long().contiguous()
-        width = -(-self.columns // 16) * 16
-        size, features = rows.shape
-        if first not in state.columns:
-            shapes = ((size, width), (features, width), (width,))
-            state.columns[first] = tuple(torch.zeros(shape) for shape in shapes)  # type: ignore[assignment]
-        self.dual, self.weights, self.b = state.columns[first]
-
-    def solve(
-        self,
-        grams: Tensor,
-        scaling: float,
-        C: float,
-        tol: float,
-        most: int,
-        seed: int,
-        verbose: bool,
-    ) -> int:
-        """Descends until the duality gap is small; returns the epochs that it took."""
-        generator = torch.Generator().manual_seed(seed)
-        for epoch in range(1, most + 1):
-            blocks = torch.randperm(self.blocks, generator=generator)
-            found = _ops._svm_epoch_(
-                *(self.rows, self.order, self.targets, self.columns, grams, blocks),
-                *(self.dual, self.weights, self.b, scaling, C, _SWEEPS, tol / 10, seed + epoch),
-            )
-            # The losses were met on the way, with weights that have moved since: when they say that it is done, it is
-            # worth half an epoch to know. A single block is solved at once.
-            last = epoch == most
-            if self.blocks == 1 or last or self._measure(found, C) <= tol:
-                found = _ops._svm_losses(
-                    *(self.rows, self.order, self.targets, self.columns),
-                    *(self.weights, self.b, scaling, self.blocks),
-                )
-                done = self._measure(found, C) <= tol
-            else:
-                done = False
-            if verbose:
-                print(
-                    f"epoch {epoch}: objective {self.objective.sum():.6g}, gap {self.gap.sum():.3g}"
-                )
-            if done or last:
-                break
-        return epoch
-
-    def _measure(self, losses: Tensor, C: float) -> float:
-        """Sets objective and gap; returns the largest gap as a share of its objective."""
-        weights = [_sum_of_squares(self.weights), self.b.double().square()]
-        half_squares = sum(weights) / 2
-        value = half_squares + C * losses
-        dual = self.dual.sum(0, dtype=torch.float64) - _sum_of_squares(self.dual) / (4 * C)
-        kept = slice(self.columns)
-        self.objective = value[kept].numpy()
-        self.gap = (value - (dual - half_squares))[kept].numpy()
-        return float((self.gap / self.objective).max())
-
-    def coef(self) -> NDArray[np.float32]:
-        return self.weights[:, : self.columns].T.contiguous().numpy()
-
-    def intercept(self, scaling: float) -> NDArray[np.float32]:
-        return (scaling * self.b[: self.columns]).numpy()
+    return make
 
 
-def _sum_of_squares(table: Tensor) -> Tensor:
-    """Of each column, in float64."""
-    return sum((part.double().square().sum(0) for part in table.split(4096)), torch.zeros(()))
+def _fingerprint(rows: Tensor) -> int:
+    """Of the shape and some rows: whether a table is the one that was seen last."""
+    some = rows[:: max(1, len(rows) // _SEEN)]
+    return hash((tuple(rows.shape), rows.dtype, some.numpy().tobytes()))
 
 
 def _as_tensor(X: Any) -> Tensor:
