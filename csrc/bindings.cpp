@@ -85,7 +85,7 @@ TORCH_LIBRARY(dcgan_fast, m) {
   m.def("_row_products(Tensor rows, Tensor? order, Tensor vectors) -> Tensor");
   m.def("_row_sums(Tensor rows, Tensor? order, Tensor weights) -> Tensor");
   m.def("_row_curvature(Tensor rows, Tensor vectors, Tensor offset, Tensor weights) -> (Tensor products, Tensor sums)");
-  m.def("_svm_gram(Tensor rows, Tensor order, float offset) -> Tensor");
+  m.def("_svm_gram(Tensor rows, Tensor order, float offset, bool whole=True) -> Tensor");
   m.def("_svm_descend_(Tensor gram, Tensor targets, int columns, Tensor(a!) dual, Tensor scores, float C, int sweeps, "
         "float tolerance, int seed) -> Tensor");
   m.def("_pool_features_(Tensor maps, int size, Tensor(a!) features, int column) -> ()");

@@ -257,17 +257,18 @@ def test_ops_refuse_wrong_arguments(op: str, wrong: dict[str, Any], message: str
 
 
 @pytest.mark.parametrize("half", [False, True])
-@pytest.mark.parametrize(("rows", "features"), [(1, 1), (70, 9), (700, 300), (900, 131)])
-def test_gram_matrix(rows: int, features: int, half: bool) -> None:
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize(("rows", "features"), [(1, 1), (70, 9), (700, 600), (900, 131)])
+def test_gram_matrix(rows: int, features: int, whole: bool, half: bool) -> None:
     x = torch.randn(rows, features)
     x = x.half() if half else x
     order = torch.randperm(rows)[: max(1, rows - 3)]
-    found = torch.ops.dcgan_fast._svm_gram(x, order, 4.0)
+    found = torch.ops.dcgan_fast._svm_gram(x, order, 4.0, whole)
     taken = x[order].double()
     size = taken.norm(dim=1)
     # of bfloat16 parts where there is a matrix unit: see the kernel
     error = (found - (taken @ taken.T + 4)).abs() / (size[:, None] * size + 4)
-    assert error.max() < 2**-14
+    assert error.max() < (2**-14 if whole else 2**-8)
 
 
 @settings(deadline=None, max_examples=40)

@@ -2,6 +2,7 @@
 #include "linear_svm.h"
 
 #include <ATen/Parallel.h>
+#include <ATen/cpu/vec/functional.h>
 #include <ATen/native/CPUBlas.h>
 
 #include <algorithm>
@@ -204,72 +205,90 @@ void multiply_square(const Square& s) {
   }
 }
 
-// The same on the matrix unit: products of floats as three of bfloat16 parts. Its errors, 2^-17 of the rows' norms,
+// The same on the matrix unit, on bfloat16: floats as they round, or in two parts whose three products are one along a
+// depth that is three times as long, [high, high, low] by [high, low, high]. Errors, 2^-9 or 2^-17 of the rows' norms,
 // cost nothing but speed of convergence: scores come from float32.
-constexpr int64_t kTileDepth = 256;
+constexpr int64_t kMostDepth = 768;  // of a product
 
 struct Parts {
-  uint16_t *high, *low;  // [kSquare, kTileDepth]
+  bool whole;  // whether floats are taken in two parts
+
+  int64_t depth() const { return whole ? 768 : 512; }
+  int64_t features() const { return whole ? 256 : 512; }  // at once
 };
 
-uint16_t rounded_bfloat16(uint32_t bits) { return static_cast<uint16_t>((bits + 0x7FFF + (bits >> 16 & 1)) >> 16); }
+// Halves away from zero: one addition, and finite rows stay finite but for the largest floats.
+uint32_t rounded_bfloat16(float x) { return std::bit_cast<uint32_t>(x) + 0x8000 & 0xFFFF0000; }
 
-void split(const float* from, int64_t count, uint16_t* high, uint16_t* low) {
-  for (int64_t i = 0; i < count; ++i) {
-    const uint16_t top = rounded_bfloat16(std::bit_cast<uint32_t>(from[i]));
-    high[i] = top;
-    low[i] =
-        rounded_bfloat16(std::bit_cast<uint32_t>(from[i] - std::bit_cast<float>(static_cast<uint32_t>(top) << 16)));
+void round_row(const float* __restrict from, uint16_t* __restrict high) {
+  for (int64_t i = 0; i < kChunk; ++i) high[i] = static_cast<uint16_t>(rounded_bfloat16(from[i]) >> 16);
+}
+
+void split_row(const float* __restrict from, uint16_t* __restrict high, uint16_t* __restrict low) {
+  for (int64_t i = 0; i < kChunk; ++i) {
+    const uint32_t top = rounded_bfloat16(from[i]);
+    high[i] = static_cast<uint16_t>(top >> 16);
+    low[i] = static_cast<uint16_t>(rounded_bfloat16(from[i] - std::bit_cast<float>(top)) >> 16);
   }
 }
 
-// `count` rows of the square's side; zeros up to a whole panel and to the depth.
-void split_rows(const Square& s, int64_t first, int64_t count, int64_t begin, float* tile, const Parts& parts) {
-  for (int64_t r = 0; r < (count + kSvmPanel - 1) / kSvmPanel * kSvmPanel; ++r) {
-    if (r + kRowsAhead < count) fetch(s.x, first + r + kRowsAhead, begin, kTileDepth);
-    for (int64_t half = 0; half < kTileDepth; half += kChunk) {
-      const int64_t depth = std::clamp<int64_t>(s.x.features - begin - half, 0, kChunk);
-      const bool there = r < count && depth > 0;
-      if (there) pack(s.x, first + r, 1, begin + half, depth, tile);
-      std::fill(tile + (there ? depth : 0), tile + kChunk, 0.0f);
-      split(tile, kChunk, parts.high + r * kTileDepth + half, parts.low + r * kTileDepth + half);
+// `count` of the table's rows to [rows, depth], whole panels of rows, zeros where there is nothing.
+void lay_out(const TableRows& x, int64_t first, int64_t count, int64_t begin, Parts parts, bool left, float* tile,
+             uint16_t* to) {
+  const int64_t features = parts.features();
+  for (int64_t r = 0; r < (count + kSvmPanel - 1) / kSvmPanel * kSvmPanel; ++r, to += parts.depth()) {
+    if (r + kRowsAhead < count) fetch(x, first + r + kRowsAhead, begin, features);
+    for (int64_t f = 0; f < features; f += kChunk) {
+      const int64_t size = std::clamp<int64_t>(x.features - begin - f, 0, kChunk);
+      const float* from = tile;
+      if (r < count && size == kChunk && !x.half) {
+        from = static_cast<const float*>(x.data) + x.row(first + r) * x.features + begin + f;
+      } else if (r < count && size > 0) {
+        pack(x, first + r, 1, begin + f, size, tile);
+        std::fill(tile + size, tile + kChunk, 0.0f);
+      } else {
+        std::fill_n(tile, kChunk, 0.0f);
+      }
+      uint16_t* const high = to + f;
+      if (!parts.whole) {
+        round_row(from, high);
+        continue;
+      }
+      split_row(from, high, high + (left ? 2 : 1) * features);
+      std::copy_n(high, kChunk, high + (left ? 1 : 2) * features);
     }
   }
 }
 
-// Pairs of features beside each other: [kTileDepth / 2, kSvmPanel, 2]
-void pair_up(const uint16_t* rows, uint32_t* panel) {
-  const auto* const pairs = reinterpret_cast<const uint32_t*>(rows);
-  for (int64_t j = 0; j < kSvmPanel; ++j) {
-    for (int64_t l = 0; l < kTileDepth / 2; ++l) panel[l * kSvmPanel + j] = pairs[j * (kTileDepth / 2) + l];
+// Pairs along the depth beside each other: [depth / 2, kSvmPanel, 2]
+void pair_up(const uint16_t* rows, int64_t depth, uint16_t* panel) {
+  const auto* const from = reinterpret_cast<const float*>(rows);
+  auto* const to = reinterpret_cast<float*>(panel);
+  constexpr int64_t kSide = 16;
+  for (int64_t j = 0; j < kSvmPanel; j += kSide) {
+    for (int64_t l = 0; l < depth / 2; l += kSide) {
+      at::vec::transpose_mxn<float>(from + j * (depth / 2) + l, depth / 2, to + l * kSvmPanel + j, kSvmPanel, kSide,
+                                    kSide);
+    }
   }
 }
 
-void multiply_square_on_tiles(const Square& s) {
-  using at::native::cpublas::brgemm;
-  constexpr int64_t kSide = kSquare * kTileDepth, kOfPanel = kSvmPanel * kTileDepth;
-  auto* const memory =
-      static_cast<uint16_t*>(workspace((4 * kSide + 2 * kOfPanel) * sizeof(uint16_t) + kChunk * sizeof(float)));
-  const Parts rows{memory, memory + kSide},
-      others = s.top == s.left ? rows : Parts{memory + 2 * kSide, memory + 3 * kSide};
-  uint16_t *const high = memory + 4 * kSide, *const low = high + kOfPanel;
-  auto* const tile = reinterpret_cast<float*>(low + kOfPanel);
-  const auto multiply = [](int64_t m, const uint16_t* a, const uint16_t* b, float* c, bool accumulate) {
-    brgemm(m, kSvmPanel, kTileDepth, kTileDepth, kSvmPanel, kSvmPanel, accumulate,
-           reinterpret_cast<const at::BFloat16*>(a), reinterpret_cast<const at::BFloat16*>(b), c);
-  };
-  for (int64_t begin = 0; begin < s.x.features; begin += kTileDepth) {
-    split_rows(s, s.top, s.height(), begin, tile, rows);
-    if (s.top != s.left) split_rows(s, s.left, s.width(), begin, tile, others);
+void multiply_square_on_tiles(const Square& s, Parts parts) {
+  constexpr int64_t kSide = kSquare * kMostDepth, kOfPanel = kSvmPanel * kMostDepth;
+  auto* const rows =
+      static_cast<uint16_t*>(workspace((kSide + 2 * kOfPanel) * sizeof(uint16_t) + kChunk * sizeof(float)));
+  uint16_t *const others = rows + kSide, *const panel = others + kOfPanel;
+  auto* const tile = reinterpret_cast<float*>(panel + kOfPanel);
+  const int64_t depth = parts.depth();
+  for (int64_t begin = 0; begin < s.x.features; begin += parts.features()) {
+    lay_out(s.x, s.top, s.height(), begin, parts, true, tile, rows);
     for (int64_t j = 0; j < s.width(); j += kSvmPanel) {
-      pair_up(others.high + j * kTileDepth, reinterpret_cast<uint32_t*>(high));
-      pair_up(others.low + j * kTileDepth, reinterpret_cast<uint32_t*>(low));
+      lay_out(s.x, s.left + j, std::min(kSvmPanel, s.width() - j), begin, parts, false, tile, others);
+      pair_up(others, depth, panel);
       for (int64_t i = 0; i < s.height(); i += kSvmPanel) {
-        const int64_t of_side = i * kTileDepth;
-        float* const c = s.at(i, j);
-        multiply(kSvmPanel, rows.high + of_side, high, c, begin > 0);
-        multiply(kSvmPanel, rows.high + of_side, low, c, true);
-        multiply(kSvmPanel, rows.low + of_side, high, c, true);
+        at::native::cpublas::brgemm(kSvmPanel, kSvmPanel, depth, depth, kSvmPanel, kSvmPanel, begin > 0,
+                                    reinterpret_cast<const at::BFloat16*>(rows + i * depth),
+                                    reinterpret_cast<const at::BFloat16*>(panel), s.at(i, j));
       }
     }
   }
@@ -286,7 +305,7 @@ void gram(const SvmGram& args) {
     for (size_t i; (i = taken++) < squares.size();) {
       Square& square = squares[i];
       square.sums = static_cast<float*>(workspace(kSquare * kSquare * sizeof(float), 1));
-      args.tiles ? multiply_square_on_tiles(square) : multiply_square(square);
+      args.tiles ? multiply_square_on_tiles(square, {args.whole}) : multiply_square(square);
       square.keep(args.offset);
     }
   });

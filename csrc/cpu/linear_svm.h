@@ -16,7 +16,8 @@ constexpr int64_t kSvmPanel = 64;  // rows that are solved together; the most th
 struct SvmGram {
   TableRows x;
   float offset;  // added to every product: the intercept's scaling, squared
-  bool tiles;    // whether to multiply on the matrix unit
+  bool tiles;    // whether to multiply on the matrix unit, in bfloat16
+  bool whole;    // and then in two parts, to 2^-17, or as it rounds, three times as fast
   float* gram;   // [rows, rows], written
 };
 

@@ -14,12 +14,12 @@ namespace {
 
 using at::Tensor;
 
-Tensor svm_gram(const Tensor& rows, const Tensor& order, double offset) {
+Tensor svm_gram(const Tensor& rows, const Tensor& order, double offset, bool whole) {
   const cpu::TableRows x = table_rows("_svm_gram", rows, order);
   const Tensor gram = at::empty({x.rows, x.rows}, rows.options().dtype(at::kFloat));
   const cpu::WorkspaceScope scope;
   cpu::linear_svm_kernels().gram(
-      {x, static_cast<float>(offset), cpu::tiles_pay(at::kFloat), gram.mutable_data_ptr<float>()});
+      {x, static_cast<float>(offset), cpu::tiles_pay(at::kFloat), whole, gram.mutable_data_ptr<float>()});
   return gram;
 }
 

@@ -7,13 +7,15 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from .newton import Newton
-from .svm_problem import Measured, Problem
+from .svm_problem import Gram, Measured, Problem
 
 __all__ = ["Descent"]
 
 _ops = torch.ops.dcgan_fast
 _SWEEPS = 30  # an epoch, at most
 _EPOCHS = 10
+_ROUNDING = 2**-10  # of bfloat16, in the mean
+_MOST_DELAY = 0.1
 _LANES = 16
 
 
@@ -28,7 +30,7 @@ class Descent:
     Source: Hsieh et al. 2008, LIBLINEAR's; of all rows as one block of Yu et al. 2010.
     """
 
-    def __init__(self, problem: Problem, gram: Tensor) -> None:
+    def __init__(self, problem: Problem, gram: Gram) -> None:
         self.gram = gram
         self.weights = problem.zeros()
         width = -(-problem.columns // _LANES) * _LANES
@@ -39,12 +41,13 @@ class Descent:
         self, problem: Problem, C: float, tol: float, most: int, seed: int, verbose: bool
     ) -> tuple[Measured, int]:
         scores, signs = problem.scores(self.weights), problem.signs()
+        gram = self.gram.matrix(_delay(problem, C) > _MOST_DELAY)
         found, epoch = None, 0
         while self.newton is None and epoch < min(most, _EPOCHS):
             epoch += 1
             padding = (0, self.dual.size(1) - problem.columns)
             delta = _ops._svm_descend_(
-                *(self.gram, problem.targets, problem.columns, self.dual, pad(scores, padding)),
+                *(gram, problem.targets, problem.columns, self.dual, pad(scores, padding)),
                 *(C, _SWEEPS, tol / 10, seed + epoch),
             )
             self.weights += problem.sums(delta[:, : problem.columns].contiguous())
@@ -57,7 +60,7 @@ class Descent:
         if found is not None and epoch == most:
             return found, epoch
         if self.newton is None:
-            self.newton = Newton(torch.arange(len(problem.rows)), self.gram, self.weights)
+            self.newton = Newton(self.gram, self.weights)
         found, steps = self.newton.solve(problem, C, tol, most - epoch, seed, verbose)
         return found, epoch + steps
 
@@ -68,3 +71,15 @@ class Descent:
         value = half_squares + C * losses
         least = dual.sum(0) - dual.square().sum(0) / (4 * C) - half_squares
         return Measured(value, value - least)
+
+
+def _delay(problem: Problem, C: float) -> float:
+    """What an epoch leaves of the distance to the minimum where the matrix is of rounded rows.
+
+    Rounding adds a random table e to the rows, whose norm is about ``sqrt(n) + sqrt(features)`` times its elements'.
+    The matrix and the ridge ``1 / 2C`` then differ by ``2 |e| sqrt(2C)`` of themselves, in their own norm.
+    """
+    some = problem.rows[:: max(1, len(problem.rows) // 64)].float()
+    size = float(some.square().mean().sqrt())
+    rows, features = problem.rows.shape
+    return 2 * size * _ROUNDING * (rows**0.5 + features**0.5) * (2 * C) ** 0.5

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .svm_problem import Measured, Problem
+from .svm_problem import Gram, Measured, Problem
 
 __all__ = ["Newton", "sample_size"]
 
@@ -37,12 +37,11 @@ class Newton:
     Sources: Keerthi, DeCoste 2005 (Newton's method and the line search), Lin, Weng, Keerthi 2008 (inexact steps).
     """
 
-    def __init__(self, order: Tensor, gram: Tensor, weights: Tensor) -> None:
-        """order: the sample, int64; gram: its Gram matrix, with the intercept's feature; weights: to begin at."""
-        self.order, self.gram, self.weights = order, gram, weights
+    def __init__(self, gram: Gram, weights: Tensor) -> None:
+        """gram: of the sample; weights: to begin at."""
+        self.gram, self.weights = gram, weights
         self._factor = torch.empty(0)
         self._scale = 0.0  # s, of the factor
-        self._ridge = 0.0  # that the matrix has on its diagonal
 
     def solve(
         self, problem: Problem, C: float, tol: float, most: int, seed: int, verbose: bool
@@ -109,18 +108,16 @@ class Newton:
 
     def _precondition(self, problem: Problem, inside: float) -> None:
         """Factors I / s + S S^T, where s has become another: `inside` is the mean of a row's curvature."""
-        scale = inside / 2 * len(problem.rows) / len(self.order)
+        scale = inside / 2 * len(problem.rows) / len(self.gram.order)
         if self._scale and 0.5 < scale / self._scale < 2:
             return
-        if not self._factor.numel():
-            self._factor = torch.empty_like(self.gram).mT
         ridge = 1 / scale
         while True:
-            self.gram.diagonal().add_(ridge - self._ridge)
-            self._ridge = ridge
-            _, failed = torch.linalg.cholesky_ex(
-                self.gram, out=(self._factor, torch.empty((), dtype=torch.int32))
-            )
+            matrix = self.gram.matrix(True, ridge)
+            if not self._factor.numel():
+                self._factor = torch.empty_like(matrix).mT
+            failed = torch.empty((), dtype=torch.int32)
+            torch.linalg.cholesky_ex(matrix, out=(self._factor, failed))
             if not failed:
                 break
             ridge *= 10  # rounding has made the matrix indefinite
@@ -128,10 +125,10 @@ class Newton:
 
     def _solve(self, problem: Problem, residual: Tensor) -> Tensor:
         """M^-1 of it."""
-        of_rows = problem.scores(residual, self.order)
+        of_rows = problem.scores(residual, self.gram.order)
         half = torch.linalg.solve_triangular(self._factor, of_rows, upper=False)
         solved = torch.linalg.solve_triangular(self._factor.mT, half, upper=True)
-        return residual - problem.sums(solved.contiguous(), self.order)
+        return residual - problem.sums(solved.contiguous(), self.gram.order)
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:

@@ -20,11 +20,10 @@ from torch import Tensor
 
 from .descent import Descent
 from .newton import Newton, sample_size
-from .svm_problem import Problem, Solver
+from .svm_problem import Gram, Problem, Solver
 
 __all__ = ["LinearSVM"]
 
-_ops = torch.ops.dcgan_fast
 _MOST_COLUMNS = 64  # that are solved together
 _FEW_ROWS = 1024  # whose Gram matrix is made, whatever the features
 _MOST_ROWS = 8192  # and where there are half as many features: 256 MB
@@ -225,20 +224,15 @@ class _State:
 
 
 def _solvers_for(rows: Tensor, scaling: float, seed: int) -> Callable[[Problem], Solver]:
-    """Of few rows the Gram matrix is made and dual coordinates descend on it; else Newton's method has a sample's."""
+    """Of few rows dual coordinates descend on their Gram matrix; else Newton's method has that of a sample."""
     size, features = rows.shape
-    grams: list[Tensor] = []  # one, for the first solver that is made, and then for all
-    few = size <= max(_FEW_ROWS, min(_MOST_ROWS, 2 * features))
+    if size <= max(_FEW_ROWS, min(_MOST_ROWS, 2 * features)):
+        gram = Gram(rows, torch.arange(size), scaling)
+        return lambda problem: Descent(problem, gram)
     generator = torch.Generator().manual_seed(seed)
-    order = torch.arange(size) if few else torch.randperm(size, generator=generator)
-    order = order[: size if few else sample_size(size, features)].contiguous()
-
-    def make(problem: Problem) -> Solver:
-        if not grams:
-            grams.append(_ops._svm_gram(rows, order, scaling**2))
-        return Descent(problem, grams[0]) if few else Newton(order, grams[0], problem.zeros())
-
-    return make
+    sample = torch.randperm(size, generator=generator)[: sample_size(size, features)].contiguous()
+    of_sample = Gram(rows, sample, scaling)
+    return lambda problem: Newton(of_sample, problem.zeros())
 
 
 def _fingerprint(rows: Tensor) -> int:

@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-__all__ = ["Measured", "Problem", "Solver"]
+__all__ = ["Gram", "Measured", "Problem", "Solver"]
 
 _ops = torch.ops.dcgan_fast
 
@@ -57,6 +57,31 @@ class Problem:
 
     def _with_intercept(self, sums: Tensor, of_rows: Tensor) -> Tensor:
         return torch.cat([sums, self.scaling * of_rows.sum(0)[:, None]], 1)
+
+
+class Gram:
+    """Products of some rows with one another, the intercept's feature among them: made when they are asked for.
+
+    On a matrix unit, of floats as they round to bfloat16 or, three times as long, ``whole``: of their two parts.
+    """
+
+    def __init__(self, rows: Tensor, order: Tensor, scaling: float) -> None:
+        self.order = order
+        self._rows, self._offset = rows, scaling**2
+        self._found: Tensor | None = None
+        self._whole = False
+        self._ridge = 0.0
+
+    def matrix(self, whole: bool, ridge: float = 0.0) -> Tensor:
+        """``(n, n)``, with ``ridge`` on its diagonal until it is asked for again."""
+        if self._found is None or (whole and not self._whole):
+            self._found = None  # before the other is there
+            self._found = _ops._svm_gram(self._rows, self.order, self._offset, whole)
+            self._whole, self._ridge = whole, 0.0
+        if ridge != self._ridge:
+            self._found.diagonal().add_(ridge - self._ridge)
+            self._ridge = ridge
+        return self._found
 
 
 @dataclass
