@@ -34,6 +34,7 @@ SCHEDULER = ["emulator.cpp", "fiber.cpp", "tensor_core.cpp"]
 # without: there, g++ does not instrument the assignment of a struct.
 SANITIZERS = {
     "plain": ["-O1"],
+    "quick": ["-O0"],  # to compile, of what runs once
     "tsan": ["-O1", "-fsanitize=thread"],
     # Alignment matters: a misaligned 16-byte access is an error on the device, and none on x86.
     "asan": [

@@ -267,6 +267,18 @@ class Bug:
     places: int = 1
 
     @property
+    def compiled(self) -> tuple[str, ...]:
+        """Sources of the convolutions that show it."""
+        of_file = {
+            "conv_boxes.cuh": "conv_boxes_sm90a.cu",
+            "conv_boxes_weight_grad.cuh": "conv_boxes_weight_grad_sm90a.cu",
+            "conv_pack_weights.cuh": "conv_boxes_tf32_sm90a.cu",
+        }
+        of_warpgroups = "wgmma" in self.old or "warpgroup" in self.name
+        shown_by = "conv_sm90a.cu" if of_warpgroups else "conv_bf16.cu"
+        return ("conv.cu", self.file, of_file.get(self.file, shown_by))
+
+    @property
     def kind(self) -> type[Emulated]:
         return next((op for op, files in FILES.items() if self.file in files), EmulatedConv)
 
@@ -1354,22 +1366,22 @@ OPS = (
 Failures = type[Exception] | tuple[type[Exception], ...]
 CHECKS: dict[str, tuple[str, Callable[[Emulated], None], Failures]] = {
     "values": (
-        "plain",
+        "quick",
         check_values,
         (AssertionError, Fault, Refused),
     ),  # a wild address may also crash
-    "fault": ("plain", check_values, Fault),  # the emulator refuses
-    "order": ("plain", check_order, AssertionError),
+    "fault": ("quick", check_values, Fault),  # the emulator refuses
+    "order": ("quick", check_order, AssertionError),
     "tsan": ("tsan", check_sanitizer, Fault),
     "asan": ("asan", check_sanitizer, Fault),
-    "many": ("plain", check_many, (AssertionError, Fault)),  # wrong numbers may be written anywhere
+    "many": ("quick", check_many, (AssertionError, Fault)),  # wrong numbers may be written anywhere
 }
 
 
-def plant(bug: Bug, folder: Path) -> Path:
+def plant(bug: Bug, folder: Path, clean: Path | None = None) -> Path:
     """A copy of the kernels with the bug; a part of them, to compile it sooner: float32 alone and no
-    smooth activation of bn_act and plane_bias_act, bfloat16 alone of the convolutions. Images and samples are shared by
-    two blocks."""
+    smooth activation of bn_act and plane_bias_act, bfloat16 alone of the convolutions, of which those that do not show
+    it are the ones in `clean`. Images and samples are shared by two blocks."""
     kernels = folder / bug.name.replace(" ", "_").replace(",", "") / "cuda"
     shutil.copytree(KERNELS, kernels)
     for shared in KERNELS.parent.glob("*.h"):
@@ -1414,6 +1426,13 @@ def plant(bug: Bug, folder: Path) -> Path:
         (kernels / name).write_text(source.replace(whole, part))
     for other in ("fp16", "tf32", "tf32x3", "fma"):
         (kernels / f"conv_{other}.cu").unlink()
+    for source in sorted(kernels.glob("conv*.cu")) if clean else ():
+        if source.name not in bug.compiled:
+            source.unlink()
+            # compiled once for all bugs; after the others by name, as the linker takes the first of two functions
+            (kernels / f"conv_without_it_{source.name}").write_text(
+                f'#include "{clean / source.name}"\n'
+            )
     return kernels
 
 
@@ -1422,7 +1441,8 @@ def planted(builder: Builder, tmp_path_factory: pytest.TempPathFactory) -> dict[
     """The kernels' folder of each bug; those without one under "nothing"."""
     folder = tmp_path_factory.mktemp("planted")
     none = Bug("nothing", "bn_act.cuh", "#pragma once\n", "#pragma once\n", "")
-    folders = {bug.name: plant(bug, folder) for bug in [*BUGS, none]}
+    clean = plant(none, folder)
+    folders = {bug.name: plant(bug, folder, clean) for bug in BUGS} | {none.name: clean}
     wanted = {(bug.kind.OP, CHECKS[bug.caught_by][0], folders[bug.name]) for bug in BUGS}
     wanted |= {(op.OP, build, folders["nothing"]) for build, _, _ in CHECKS.values() for op in OPS}
     with ThreadPoolExecutor(2) as pool:
