@@ -27,6 +27,10 @@ LAYERS = [
     ("conv_act", 33, 35, 9, 5, 2, 2),
     ("conv_act", 16, 24, 7, 3, 1, 1),
     ("conv_act", 16, 24, 7, 3, 2, 1),
+    # so many channels that Winograd's phases, here of different taps, are transformed one after another
+    ("conv_act", 256, 136, 6, 3, 2, 1),
+    ("conv_act", 200, 256, 5, 5, 2, 2),
+    ("conv_transpose_act", 256, 136, 3, 5, 2, 2),
     ("conv_transpose_act", 100, 64, 1, 4, 1, 0),
     ("conv_transpose_act", 64, 40, 4, 4, 2, 1),
     ("conv_transpose_act", 64, 3, 8, 4, 2, 1),

@@ -279,11 +279,12 @@ class Buffers {
         several |= !run.first || !run.last;
       }
     }
+    // A panel's sums wait for the next stage while the others have theirs.
+    const bool all_partial = several && plan.stages.size() > 1;
     products_of_panel_ = all_panels ? points * plane() : 0;
-    partial_of_panel_ = all_panels ? tiles_ * kTilePixels * kGemmPanel : 0;
-    const int64_t panels = all_panels ? plan.panels : 1;
-    const int64_t sizes[] = {windows_size, panels * points * plane(),
-                             several ? panels * tiles_ * kTilePixels * kGemmPanel : 0, kGemmPanel,
+    partial_of_panel_ = all_partial ? tiles_ * kTilePixels * kGemmPanel : 0;
+    const int64_t sizes[] = {windows_size, (all_panels ? plan.panels : 1) * points * plane(),
+                             several ? (all_partial ? plan.panels : 1) * tiles_ * kTilePixels * kGemmPanel : 0, kGemmPanel,
                              kGemmPanel, plan.in.channels};
     float* zeros_start;
     float** const starts[] = {&windows, &products, &partial, &scale, &bias, &zeros_start};

@@ -212,8 +212,10 @@ int64_t floats_per_tile(const Plan& plan) {
     for (const Operand& operand : stage.operands) of_stage += operand.planes * operand.depth;
     windows = std::max(windows, of_stage);
     for (const Run& run : stage.runs) {
-      const int64_t live = run.begins && run.ends ? std::min(plan.columns, kGemmPanel) : plan.columns;
-      products = std::max(products, live * (plan.terms[run.term].points() + (run.first && run.last ? 0 : kTile * kTile)));
+      const int64_t panel = std::min(plan.columns, kGemmPanel);
+      const int64_t live = (run.begins && run.ends ? panel : plan.columns) * plan.terms[run.term].points();
+      const int64_t partial = run.first && run.last ? 0 : (plan.stages.size() > 1 ? plan.columns : panel) * kTile * kTile;
+      products = std::max(products, live + partial);
     }
   }
   return windows + products;
