@@ -121,6 +121,7 @@ void define_switches(py::module_& m) {
   py::class_<Switches> type(m, "CpuSwitches");
   define_switch<&Switches::winograd>(type, "winograd");
   define_switch<&Switches::amx>(type, "amx");
+  define_switch<&Switches::adaptive>(type, "adaptive");
   m.attr("cpu_switches") = py::cast(&dcgan_fast::cpu::switches(), py::return_value_policy::reference);
   auto& cuda = dcgan_fast::cuda_switches();
   m.def("tf32_allowed", dcgan_fast::tf32_allowed);

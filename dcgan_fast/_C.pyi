@@ -11,6 +11,7 @@ def _force_engine(name: str) -> None: ...
 class CpuSwitches:
     winograd: bool
     amx: bool
+    adaptive: bool
 
 cpu_switches: CpuSwitches
 

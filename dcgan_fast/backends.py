@@ -72,25 +72,34 @@ class _Cpu:
         """Whether kernels may use the matrix instructions of the processor (AMX) where it has them (default True)."""
     )
 
+    adaptive = _Switch(
+        """Whether a convolution runs on what is fastest now (default False: on what should be, were the machine ours
+        alone). Neighbours of a shared machine may take two thirds of the matrix unit for minutes, while other kernels
+        are up to twice as fast. Each that may be fastest serves two calls of a shape, then the fastest of them, and
+        every 32nd call another. As with ``torch.backends.cudnn.benchmark``, two runs may differ by rounding."""
+    )
+
     @contextmanager
     def flags(
         self,
         *,
         winograd: bool | None = None,
         amx: bool | None = None,
+        adaptive: bool | None = None,
     ) -> Iterator[None]:
-        """Within the context the given switches are as given; on leaving it both are again as they were before.
+        """Within the context the given switches are as given; on leaving it all are again as they were before.
 
         Also a decorator: ``@backends.cpu.flags(winograd=False)``.
 
         Args:
             winograd: see :attr:`winograd`; None (default) leaves it.
             amx: see :attr:`amx`; None (default) leaves it.
+            adaptive: see :attr:`adaptive`; None (default) leaves it.
 
         Raises:
             TypeError: a switch is neither True nor False nor None; none is changed then.
         """
-        given = {"winograd": winograd, "amx": amx}
+        given = {"winograd": winograd, "amx": amx, "adaptive": adaptive}
         wanted = {name: _checked_flag(name, on) for name, on in given.items() if on is not None}
         before = {name: getattr(self, name) for name in given}
         try:

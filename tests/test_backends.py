@@ -120,7 +120,7 @@ def test_a_switch_holds_for_every_thread():
     assert cpu.amx is False
 
 
-@pytest.mark.parametrize("name", [*SWITCHES, "memory_limit", "flags", "release_memory"])
+@pytest.mark.parametrize("name", [*SWITCHES, "adaptive", "memory_limit", "flags", "release_memory"])
 def test_everything_is_documented(name):
     assert len(getattr(type(cpu), name).__doc__) > 60
 
@@ -839,6 +839,17 @@ def test_results_are_right_when_switches_change_between_calls():
         for amx in (True, False):
             with cpu.flags(winograd=winograd, amx=amx):
                 assert_right(maps, weight)
+
+
+def test_an_adaptive_choice_is_right_whatever_it_tries():
+    assert cpu.adaptive is False  # two runs are the same bits until it is asked for
+    maps, weight = maps_of(64), weight_of(64)
+    with cpu.flags(adaptive=True):
+        for _ in range(40):  # more than the calls after which another engine has its turn
+            assert_right(maps, weight)
+        with cpu.flags(amx=False):
+            assert_right(maps, weight)
+    assert cpu.adaptive is False
 
 
 def test_the_copy_engine_is_asked_for():

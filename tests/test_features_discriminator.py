@@ -146,7 +146,7 @@ def test_a_broken_file_is_continued(
     assert json.loads((tmp_path / "features.npy.part.json").read_text())["rows"] == 8
     found = DiscriminatorFeatures(network, batch_size=4, device="cpu").transform(images, out)
     assert len(seen) == 4 + 5  # 8 of 25 images were done
-    np.testing.assert_array_equal(found, whole)
+    np.testing.assert_allclose(found, whole, atol=1e-5)  # whichever engines were the fastest
     assert [path.name for path in tmp_path.iterdir()] == ["features.npy"]
 
 

@@ -10,8 +10,11 @@
 namespace dcgan_fast::cpu {
 
 // The engine with the least predicted time among those that this machine runs, that serve the shape and that are switched
-// on; null where PyTorch's own convolution should be faster.
+// on, or with switches().adaptive the one that is fastest now; null where PyTorch's own convolution should be faster.
 const ConvEngine* choose_engine(const ConvShape&, Direction);
+
+// Those that may be faster than the model has it, with the least predicted time first; none where PyTorch's should be.
+std::vector<const ConvEngine*> engines_worth_a_try(const ConvShape&, Direction);
 
 // The same by name, "ATen" where it is PyTorch's: what explain() tells.
 const char* engine_name(const ConvShape&, Direction);

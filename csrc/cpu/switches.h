@@ -9,6 +9,7 @@ namespace dcgan_fast::cpu {
 struct Switches {
   std::atomic<bool> winograd{true};  // fewer multiplications at up to three times the rounding error
   std::atomic<bool> amx{true};       // matrix instructions
+  std::atomic<bool> adaptive{false};  // what is fastest now, as the calls themselves tell (engine_race.h)
 };
 
 Switches& switches();

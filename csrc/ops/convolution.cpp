@@ -8,6 +8,7 @@
 
 #include "../checks.h"
 #include "../cpu/conv_plan.h"
+#include "../cpu/engine_race.h"
 #include "../cpu/workspace.h"
 #include "device.h"
 #include "map_pool.h"
@@ -120,6 +121,7 @@ struct CpuEpilogue {
 void run_engine(const cpu::ConvEngine& engine, cpu::Direction direction, const cpu::ConvShape& shape, const Tensor& weight,
                 const Tensor& in, const Tensor& out, const cpu::Epilogue& epilogue, bool keep_packed) {
   const cpu::WorkspaceScope scope;
+  const cpu::EngineTimer timer(engine, shape, direction);
   const auto packed = packed_weight(weight, shape, direction, engine, keep_packed);
   (direction == cpu::Direction::down ? engine.down : engine.up)(shape, in.const_data_ptr(), packed.get(),
                                                                out.mutable_data_ptr(), epilogue);
@@ -129,6 +131,7 @@ Tensor weight_gradient(const cpu::ConvEngine& engine, const cpu::ConvShape& shap
                        const Tensor& coarse) {
   const cpu::WorkspaceScope scope;
   const Tensor grad = empty_maps(weight.sizes(), weight.options(), at::MemoryFormat::ChannelsLast);
+  const cpu::EngineTimer timer(engine, shape, cpu::Direction::weight_grad);
   engine.weight_grad(shape, fine.const_data_ptr(), coarse.const_data_ptr(),
                      {grad.mutable_data_ptr(), {grad.stride(0), grad.stride(1), grad.stride(2), grad.stride(3)}});
   return grad;

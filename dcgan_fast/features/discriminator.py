@@ -15,7 +15,7 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .. import functional
+from .. import backends, functional
 from ..data import normalize
 from ..data.dataset import Dataset
 from ..devices import pick_device
@@ -38,7 +38,8 @@ class DiscriminatorFeatures(TransformerMixin, BaseEstimator):
     >>> features = DiscriminatorFeatures("runs/cifar10-pytorch").transform(images)  # uint8 (N, C, S, S)
 
     A layer's maps are pooled into the row of features as soon as they are there, and then only the next layer needs
-    them: two maps live at most. Nothing is fitted.
+    them: two maps live at most. Nothing is fitted. Convolutions run on whatever of the CPU is fastest meanwhile
+    (``backends.cpu.adaptive``), so that features may differ between runs by rounding.
 
     Args:
         network: a checkpoint, a run folder, a bare state dict, or a :class:`~dcgan_fast.models.Discriminator`.
@@ -181,13 +182,16 @@ class DiscriminatorFeatures(TransformerMixin, BaseEstimator):
         self.network_.train(self.bn == "batch")
         kept = {name: value.clone() for name, value in self.network_.named_buffers()}
         try:
-            with tqdm(
-                total=len(images),
-                initial=first,
-                desc="features",
-                unit=" images",
-                disable=not self.progress,
-            ) as bar:
+            with (
+                backends.cpu.flags(adaptive=True),
+                tqdm(
+                    total=len(images),
+                    initial=first,
+                    desc="features",
+                    unit=" images",
+                    disable=not self.progress,
+                ) as bar,
+            ):
                 for batch, start in enumerate(range(first, len(images), self.batch_size)):
                     rows = table[start : start + self.batch_size]
                     self._take(_on(images[start : start + self.batch_size], device), rows)
