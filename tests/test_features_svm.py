@@ -173,13 +173,45 @@ def test_same_seed_same_planes(rows: int) -> None:
 def test_says_when_epochs_do_not_suffice() -> None:
     X, labels = table(1000, 64, 3)
     with pytest.warns(
-        ConvergenceWarning, match=r"in 1 epochs: the objective may be .* raise max_iter"
+        ConvergenceWarning, match=r"in 1 epochs and steps: the objective may be .* raise max_iter"
     ):
         found = LinearSVM(C=100.0, max_iter=1, tol=1e-6).fit(X, labels)
     assert (found.dual_gap_ > 1e-6 * found.objective_).any()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         LinearSVM(C=1e-4).fit(X, labels)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("scale", [1e16, 1e18, 1e20])
+def test_refuses_what_float32_cannot_hold(scale: float, solver: str) -> None:
+    X, labels = table(100, 6, 3)
+    with SOLVERS[solver](), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        try:
+            found = LinearSVM().fit(X * np.float32(scale), labels)
+        except ValueError as error:
+            assert "is so large that products overflow float32: scale it" in str(error)
+        else:
+            assert np.isfinite(found.coef_).all() and scale < 1e20
+
+
+def test_ends_where_rounding_hides_the_gap() -> None:
+    X, labels = table(300, 40, 3)
+    X *= 100
+    with pytest.warns(ConvergenceWarning, match="float32 tells no more: scale"):
+        found = LinearSVM(C=0.1, tol=1e-12).fit(X, labels)
+    assert found.n_iter_ < 150
+    assert (found.objective_ <= least(X, labels, 3, 0.1).numpy() * 1.001).all()
+    assert (found.dual_gap_ >= 0).all() and (found.dual_gap_ <= found.objective_).all()
+
+
+def test_a_pickle_holds_no_rows() -> None:
+    X, labels = table(300, 60, 3)
+    found = LinearSVM(warm_start=True).fit(X, labels)
+    assert len(pickle.dumps(found)) < 20_000
+    again = pickle.loads(pickle.dumps(found)).fit(X, labels)
+    np.testing.assert_allclose(again.objective_, found.objective_, rtol=2e-3)
 
 
 @pytest.mark.parametrize(

@@ -107,7 +107,8 @@ std::vector<const ConvEngine*> engines_worth_a_try(const ConvShape& s, Direction
 }
 
 const char* engine_name(const ConvShape& s, Direction d) {
-  const ConvEngine* engine = choose_engine(s, d);
+  const auto race = forced ? nullptr : engine_race(s, d);
+  const ConvEngine* engine = race ? race->fastest() : choose_engine(s, d);
   return engine ? engine->name : "ATen";
 }
 

@@ -24,6 +24,15 @@ const ConvEngine* EngineRace::choose() {
   const auto stalest =
       std::min_element(runners_.begin(), runners_.end(), [](auto& a, auto& b) { return a.last < b.last; });
   if (calls_ % kCallsBetween == 0) return stalest->engine;
+  return fastest_runner();
+}
+
+const ConvEngine* EngineRace::fastest() const {
+  const std::lock_guard lock(mutex_);
+  return fastest_runner();
+}
+
+const ConvEngine* EngineRace::fastest_runner() const {
   const auto by_time = [](auto& a, auto& b) { return a.seconds < b.seconds; };
   return std::min_element(runners_.begin(), runners_.end(), by_time)->engine;
 }

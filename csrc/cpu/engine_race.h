@@ -5,6 +5,7 @@
 #pragma once
 
 #include <chrono>
+#include <exception>
 #include <memory>
 #include <mutex>
 #include <vector>
@@ -20,7 +21,8 @@ class EngineRace {
     for (const ConvEngine* engine : engines) runners_.push_back({engine});
   }
 
-  const ConvEngine* choose();
+  const ConvEngine* choose();         // whose turn it is
+  const ConvEngine* fastest() const;  // so far
   void report(const ConvEngine* engine, double seconds);
 
  private:
@@ -30,7 +32,9 @@ class EngineRace {
     int64_t runs = 0, last = 0;
   };
 
-  std::mutex mutex_;
+  const ConvEngine* fastest_runner() const;
+
+  mutable std::mutex mutex_;
   std::vector<Runner> runners_;
   int64_t calls_ = 0;
 };
@@ -44,7 +48,8 @@ class EngineTimer {
   EngineTimer(const ConvEngine& engine, const ConvShape& s, Direction d)
       : engine_(&engine), race_(engine_race(s, d)), begin_(std::chrono::steady_clock::now()) {}
   ~EngineTimer() {
-    if (race_) race_->report(engine_, std::chrono::duration<double>(std::chrono::steady_clock::now() - begin_).count());
+    if (race_ && std::uncaught_exceptions() == 0)
+      race_->report(engine_, std::chrono::duration<double>(std::chrono::steady_clock::now() - begin_).count());
   }
   EngineTimer(const EngineTimer&) = delete;
   EngineTimer& operator=(const EngineTimer&) = delete;

@@ -61,7 +61,8 @@ class Descent:
             return found, epoch
         if self.newton is None:
             self.newton = Newton(self.gram, self.weights)
-        found, steps = self.newton.solve(problem, C, tol, most - epoch, seed, verbose)
+        least = None if found is None else found.least
+        found, steps = self.newton.solve(problem, C, tol, most - epoch, seed, verbose, least)
         return found, epoch + steps
 
     def _measure(self, scores: Tensor, signs: Tensor, C: float) -> Measured:
@@ -70,7 +71,7 @@ class Descent:
         losses = (1 - signs * scores).clamp_(min=0).double().square().sum(0)
         value = half_squares + C * losses
         least = dual.sum(0) - dual.square().sum(0) / (4 * C) - half_squares
-        return Measured(value, value - least)
+        return Measured(value, least)
 
 
 def _delay(problem: Problem, C: float) -> float:

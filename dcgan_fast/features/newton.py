@@ -5,14 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .svm_problem import Gram, Measured, Problem
+from .svm_problem import OVERFLOW, Gram, Measured, Problem
 
 __all__ = ["Newton", "sample_size"]
 
 _SHARE = 16  # the sample's Gram matrix has at most this part of the table's elements
 _MOST_SAMPLE = 8192
 _MOST_PRODUCTS = 150  # with the curvature, a step
-_STALLED = 4  # steps in a row that do not lower the objective: rounding lets none
+_STALLED = 10  # steps in a row without progress: rounding lets none
+_LEAST_CURVATURE = 1e-20  # of a row, where none is inside the margin
+_PROGRESS = 1e-4  # of an objective
 
 
 def sample_size(rows: int, features: int) -> int:
@@ -31,8 +33,9 @@ class Newton:
     formula its inverse takes only a Cholesky factor of the sample's Gram matrix.
 
     A product with the curvature costs ``4 * n * features * columns`` operations and one reading of the table. Since the
-    objective is at least as curved as ``|w|^2 / 2``, it is at most ``|gradient|^2 / 2`` above the least: that is the
-    gap.
+    objective is at least as curved as ``|w|^2 / 2``, it is at most ``|gradient|^2 / 2`` above the least: that, or what
+    an earlier step says, is the gap. Gradients are sums in float32: of large C or rows, whose terms cancel, their
+    rounding is the larger part of the gap, and the objective much nearer to the least than can be told.
 
     Sources: Keerthi, DeCoste 2005 (Newton's method and the line search), Lin, Weng, Keerthi 2008 (inexact steps).
     """
@@ -44,20 +47,32 @@ class Newton:
         self._scale = 0.0  # s, of the factor
 
     def solve(
-        self, problem: Problem, C: float, tol: float, most: int, seed: int, verbose: bool
+        self,
+        problem: Problem,
+        C: float,
+        tol: float,
+        most: int,
+        seed: int,
+        verbose: bool,
+        least: Tensor | None = None,
     ) -> tuple[Measured, int]:
+        """``least``: what is known already that the objectives cannot be below."""
         signs = problem.signs()
-        best, stalled = float("inf"), 0
+        smallest, lowest, stalled = float("inf"), float("inf"), 0
+        least = torch.zeros(problem.columns, dtype=torch.float64) if least is None else least
         for step in range(most + 1):
             scores = problem.scores(self.weights)
             short = (1 - signs * scores).clamp_(min=0)
-            found, gradient = self._measure(problem, signs, short, C)
+            found, gradient = self._measure(problem, signs, short, C, least)
+            least = found.least
             if verbose:
                 print(f"step {step}: {found}")
             left = found.unfinished(tol)
-            value = float(found.objective[left].sum())
-            stalled = 0 if value < best or step == 0 else stalled + 1
-            best = min(best, value) if step else value
+            gap, value = float(found.gap.sum()), float(found.objective.sum())
+            if gap < 0.9 * smallest or value < (1 - _PROGRESS) * lowest:
+                stalled = -1
+            stalled += 1
+            smallest, lowest = min(smallest, gap), min(lowest, value)
             if not left.any() or step == most or stalled == _STALLED:
                 break
             inside = (short > 0).float().mul_(2 * C)
@@ -68,12 +83,13 @@ class Newton:
         return found, max(1, step)
 
     def _measure(
-        self, problem: Problem, signs: Tensor, short: Tensor, C: float
+        self, problem: Problem, signs: Tensor, short: Tensor, C: float, least: Tensor
     ) -> tuple[Measured, Tensor]:
         gradient = self.weights - problem.sums(signs.mul(short).mul_(2 * C))
         squares = self.weights.double().square().sum(1)
         value = squares / 2 + C * short.double().square().sum(0)
-        return Measured(value, gradient.double().square().sum(1) / 2), gradient
+        below = value - gradient.double().square().sum(1) / 2
+        return Measured(value, torch.maximum(least, below)), gradient
 
     def _direction(
         self, problem: Problem, found: Measured, gradient: Tensor, inside: Tensor, tol: float
@@ -90,10 +106,15 @@ class Newton:
         for _ in range(_MOST_PRODUCTS):
             z = self._solve(problem, residual)
             power = _dot(residual, z)
+            lost = power <= 0  # rounding: M is too far from I for float32
+            if lost.any():
+                z = torch.where(lost[:, None], residual, z)
+                power = _dot(residual, z)
             towards = z + (power / last)[:, None] * towards
             scores, curved = problem.curvature(towards, inside)
             curved += towards
-            length = power / _dot(towards, curved)
+            bend = _dot(towards, curved)
+            length = torch.where(bend > 0, power / bend, 0)
             direction[left] += length[:, None] * towards
             change[:, left] += length * scores
             residual = residual - length[:, None] * curved
@@ -108,7 +129,7 @@ class Newton:
 
     def _precondition(self, problem: Problem, inside: float) -> None:
         """Factors I / s + S S^T, where s has become another: `inside` is the mean of a row's curvature."""
-        scale = inside / 2 * len(problem.rows) / len(self.gram.order)
+        scale = max(inside, _LEAST_CURVATURE) / 2 * len(problem.rows) / len(self.gram.order)
         if self._scale and 0.5 < scale / self._scale < 2:
             return
         ridge = 1 / scale
@@ -121,6 +142,8 @@ class Newton:
             if not failed:
                 break
             ridge *= 10  # rounding has made the matrix indefinite
+            if ridge > 1e35:
+                raise ValueError(OVERFLOW)
         self._scale = scale
 
     def _solve(self, problem: Problem, residual: Tensor) -> Tensor:
@@ -152,7 +175,7 @@ def _best_lengths(
         wanted = torch.where(bend > 0, length - slope / bend, length)
         within = (wanted >= low) & (wanted <= high)
         wanted = torch.where(within, wanted, (low + high.clamp(max=2 * low + 2)) / 2)
-        if (wanted - length).abs().max() <= 1e-6 * length.max():
+        if ((wanted - length).abs() <= 1e-6 * length).all():
             break
         length = wanted
     return wanted

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -27,7 +28,6 @@ __all__ = ["LinearSVM"]
 _MOST_COLUMNS = 64  # that are solved together
 _FEW_ROWS = 1024  # whose Gram matrix is made, whatever the features
 _MOST_ROWS = 8192  # and where there are half as many features: 256 MB
-_SEEN = 16  # rows by which a table is known
 _PART = 1 << 24  # elements of rows that are looked at, or widened, at once
 
 
@@ -103,7 +103,7 @@ class LinearSVM(ClassifierMixin, BaseEstimator):
 
         Raises:
             ValueError: a setting breaks its rule, ``X`` is not such a table of finite numbers, ``y`` does not match it,
-                or holds a single class.
+                or holds a single class; or numbers so large that float32 cannot hold their products.
         """
         self._check_settings()
         X, y = validate_data(
@@ -123,7 +123,7 @@ class LinearSVM(ClassifierMixin, BaseEstimator):
         scaling = float(self.intercept_scaling) if self.fit_intercept else 0.0
         state = self._last_result(classes, targets, rows)
         if state is None:
-            state = _State(targets, (scaling, _fingerprint(rows)))
+            state = _State(targets, (scaling, _fingerprint(rows) if self.warm_start else ""))
         make = _solvers_for(rows, scaling, seed)
         found, steps, weights = [], [], []
         for first in range(0, columns, _MOST_COLUMNS):
@@ -140,7 +140,8 @@ class LinearSVM(ClassifierMixin, BaseEstimator):
             weights.append(solver.weights)
         both = torch.cat(weights)
         self.classes_ = classes
-        self._state = state
+        if self.warm_start:
+            self._state = state
         self.n_iter_ = max(steps)
         self.coef_ = both[:, :-1].contiguous().numpy()
         self.intercept_ = (scaling * both[:, -1]).numpy()
@@ -148,20 +149,22 @@ class LinearSVM(ClassifierMixin, BaseEstimator):
         self.dual_gap_ = torch.cat([part.gap for part in found]).numpy()
         if (self.dual_gap_ > self.tol * self.objective_).any():
             worst = (self.dual_gap_ / self.objective_).max()
+            more = self.n_iter_ >= self.max_iter
+            cure = (
+                "raise max_iter" if more else "float32 tells no more: scale the features or lower C"
+            )
             warnings.warn(
-                f"LinearSVM did not converge in {self.n_iter_} epochs: the objective may be {worst:.2%} "
-                "above its least value; "
-                + (
-                    "raise max_iter"
-                    if self.n_iter_ >= self.max_iter
-                    else "raise tol: float32 ends here"
-                ),
+                f"LinearSVM did not converge in {self.n_iter_} epochs and steps: the objective may be {worst:.2%} "
+                f"above its least value; {cure}",
                 ConvergenceWarning,
                 stacklevel=2,
             )
-        if not self.warm_start:
-            del self._state
         return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        state: dict[str, Any] = super().__getstate__()  # a copy
+        state.pop("_state", None)  # holds the rows
+        return state
 
     def _check_settings(self) -> None:
         rules = {
@@ -178,11 +181,12 @@ class LinearSVM(ClassifierMixin, BaseEstimator):
                 raise ValueError(f"LinearSVM(): {name!r} must be {rule}, got {value!r}")
 
     def _last_result(self, classes: Any, targets: Any, rows: Tensor) -> _State | None:
-        last = getattr(self, "_state", None) if self.warm_start else None
+        last = self.__dict__.pop("_state", None)  # a broken fit leaves none
+        if not self.warm_start or last is None:
+            return None
         scaling = float(self.intercept_scaling) if self.fit_intercept else 0.0
         same = (
-            last is not None
-            and np.array_equal(classes, self.classes_)
+            np.array_equal(classes, self.classes_)
             and np.array_equal(targets, last.targets)
             and last.about == (scaling, _fingerprint(rows))
         )
@@ -235,10 +239,12 @@ def _solvers_for(rows: Tensor, scaling: float, seed: int) -> Callable[[Problem],
     return lambda problem: Newton(of_sample, problem.zeros())
 
 
-def _fingerprint(rows: Tensor) -> int:
-    """Of the shape and some rows: whether a table is the one that was seen last."""
-    some = rows[:: max(1, len(rows) // _SEEN)]
-    return hash((tuple(rows.shape), rows.dtype, some.numpy().tobytes()))
+def _fingerprint(rows: Tensor) -> str:
+    """Of all rows: whether a table is the one that was seen last."""
+    vector = torch.cos(torch.arange(rows.size(1), dtype=torch.float32))[None]
+    digest = hashlib.blake2b(repr((tuple(rows.shape), rows.dtype)).encode())
+    digest.update(torch.ops.dcgan_fast._row_products(rows, None, vector).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _as_tensor(X: Any) -> Tensor:

@@ -8,9 +8,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-__all__ = ["Gram", "Measured", "Problem", "Solver"]
+__all__ = ["OVERFLOW", "Gram", "Measured", "Problem", "Solver"]
 
 _ops = torch.ops.dcgan_fast
+OVERFLOW = (
+    "LinearSVM(): 'X' or 'intercept_scaling' is so large that products overflow float32: scale it"
+)
 
 
 @dataclass
@@ -69,27 +72,39 @@ class Gram:
         self.order = order
         self._rows, self._offset = rows, scaling**2
         self._found: Tensor | None = None
+        self._diagonal = torch.empty(0)
         self._whole = False
-        self._ridge = 0.0
 
     def matrix(self, whole: bool, ridge: float = 0.0) -> Tensor:
-        """``(n, n)``, with ``ridge`` on its diagonal until it is asked for again."""
+        """``(n, n)``, with ``ridge`` on its diagonal until it is asked for again.
+
+        Raises:
+            ValueError: products of such rows are beyond float32.
+        """
         if self._found is None or (whole and not self._whole):
             self._found = None  # before the other is there
             self._found = _ops._svm_gram(self._rows, self.order, self._offset, whole)
-            self._whole, self._ridge = whole, 0.0
-        if ridge != self._ridge:
-            self._found.diagonal().add_(ridge - self._ridge)
-            self._ridge = ridge
+            self._whole, self._diagonal = whole, self._found.diagonal().clone()
+            if not torch.isfinite(self._diagonal).all():
+                raise ValueError(OVERFLOW)
+        torch.add(self._diagonal, ridge, out=self._found.diagonal())
         return self._found
 
 
-@dataclass
 class Measured:
     """Of each column, float64: the objective, and by how much at most it is above the least."""
 
-    objective: Tensor
-    gap: Tensor
+    def __init__(self, objective: Tensor, least: Tensor) -> None:
+        """least: what the objective cannot be below; it cannot be below 0 either.
+
+        Raises:
+            ValueError: there are others than numbers, of what is beyond float32.
+        """
+        if not torch.isfinite(objective).all():
+            raise ValueError(OVERFLOW)
+        self.objective = objective
+        self.least = least.nan_to_num(0, 0, 0).clamp(min=0)
+        self.gap = (objective - self.least).clamp(min=0)
 
     def unfinished(self, tol: float) -> Tensor:
         return self.gap > tol * self.objective
