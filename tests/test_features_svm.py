@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accuracy import assert_as_accurate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -183,17 +184,13 @@ def test_says_when_epochs_do_not_suffice() -> None:
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-@pytest.mark.parametrize("scale", [1e16, 1e18, 1e20])
-def test_refuses_what_float32_cannot_hold(scale: float, solver: str) -> None:
+def test_refuses_what_float32_cannot_hold(solver: str) -> None:
     X, labels = table(100, 6, 3)
-    with SOLVERS[solver](), warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        try:
-            found = LinearSVM().fit(X * np.float32(scale), labels)
-        except ValueError as error:
-            assert "is so large that products overflow float32: scale it" in str(error)
-        else:
-            assert np.isfinite(found.coef_).all() and scale < 1e20
+    with SOLVERS[solver]():
+        with pytest.raises(ValueError, match="so large that products overflow float32: scale it"):
+            LinearSVM().fit(X * np.float32(1e20), labels)
+        with pytest.raises(ValueError, match="so large that products overflow float32: scale it"):
+            LinearSVM(intercept_scaling=1e20).fit(X, labels)
 
 
 def test_ends_where_rounding_hides_the_gap() -> None:
@@ -315,31 +312,28 @@ def test_gram_matrix(rows: int, features: int, whole: bool, half: bool) -> None:
 def test_products_and_sums_of_rows(
     rows: int, features: int, columns: int, half: bool, ordered: bool, seed: int
 ) -> None:
-    """Within twice the error of PyTorch's own products in float32, against float64."""
+    """Sums of positive terms: nothing cancels, so that a few roundings are the bound where PyTorch happens on less."""
     random = torch.Generator().manual_seed(seed)
-    x = torch.randn(rows, features, generator=random)
+    x = torch.rand(rows, features, generator=random)
     x = x.half() if half else x
     order = torch.randint(rows, (max(1, rows - 2),), generator=random) if ordered else None
     taken = x if order is None else x[order]
-    vectors = torch.randn(columns, features, generator=random)
-    weights = torch.randn(len(taken), columns, generator=random)
-    offset = torch.randn(columns, generator=random)
+    vectors = torch.rand(columns, features, generator=random)
+    weights = torch.rand(len(taken), columns, generator=random)
+    ours = [
+        torch.ops.dcgan_fast._row_products(x, order, vectors),
+        torch.ops.dcgan_fast._row_sums(x, order, weights),
+    ]
+    weights_of_all, offset = torch.rand(rows, columns, generator=random), vectors[:, 0].contiguous()
+    ours += torch.ops.dcgan_fast._row_curvature(x, vectors, offset, weights_of_all)
 
-    check_product(torch.ops.dcgan_fast._row_products(x, order, vectors), taken, vectors.T)
-    check_product(torch.ops.dcgan_fast._row_sums(x, order, weights), weights.T, taken)
-    weights = torch.randn(rows, columns, generator=random)
-    products, sums = torch.ops.dcgan_fast._row_curvature(x, vectors, offset, weights)
-    one = torch.ones(rows, 1)
-    check_product(products, torch.cat([x, one], 1), torch.cat([vectors.T, offset[None]]))
-    check_product(sums, (weights * products).T, x)
+    def in_dtype(dtype: torch.dtype) -> list[torch.Tensor]:
+        v, all_rows, some = vectors.to(dtype), x.to(dtype), taken.to(dtype)
+        products = all_rows @ v.T + offset.to(dtype)
+        curved = (weights_of_all.to(dtype) * products).T @ all_rows
+        return [some @ v.T, weights.to(dtype).T @ some, products, curved]
 
-
-def check_product(found: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
-    exact = left.double() @ right.double()
-    theirs = (left.float() @ right.float() - exact).norm()
-    scale = left.double().norm() * right.double().norm()
-    assert found.shape == exact.shape
-    assert (found - exact).norm() <= 2 * theirs + 1e-7 * scale / max(1, exact.numel()) ** 0.5
+    assert_as_accurate(ours, in_dtype(torch.float32), in_dtype(torch.float64), floor=4)
 
 
 def test_one_answer_however_often() -> None:

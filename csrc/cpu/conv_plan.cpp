@@ -67,43 +67,35 @@ double aten_seconds(const ConvShape& s, Direction d) {
   return (flops / rate + weights * weight) / at::get_num_threads() + bytes / 8e9 + 20e-6;
 }
 
-// Engines that may serve, with their predicted times.
-std::vector<std::pair<double, const ConvEngine*>> predictions(const ConvShape& s, Direction d) {
-  std::vector<std::pair<double, const ConvEngine*>> found;
-  for (const Candidate& c : candidates()) {
-    if (!c.on(s.dtype) || !c.engine->serves(s, d) || (s.dtype == at::kFloat && terms(s, d) < c.least_terms)) continue;
-    found.emplace_back(c.engine->seconds(s, d), c.engine);
-  }
-  std::stable_sort(found.begin(), found.end(), [](auto& a, auto& b) { return a.first < b.first; });
-  return found;
-}
-
-const ConvEngine* fastest(const ConvShape& s, Direction d) {
-  const auto found = predictions(s, d);
-  return found.empty() || found.front().first >= aten_seconds(s, d) ? nullptr : found.front().second;
-}
-
 std::atomic<const ConvEngine*> forced{nullptr};
 
 }  // namespace
+
+std::vector<const ConvEngine*> engines_worth_a_try(const ConvShape& s, Direction d) {
+  constexpr double kWorthATry = 4;  // times the least: a matrix unit's neighbours may take two thirds of it
+  std::vector<std::pair<double, const ConvEngine*>> all;
+  for (const Candidate& c : candidates()) {
+    if (!c.on(s.dtype) || !c.engine->serves(s, d) || (s.dtype == at::kFloat && terms(s, d) < c.least_terms)) continue;
+    all.emplace_back(c.engine->seconds(s, d), c.engine);
+  }
+  std::stable_sort(all.begin(), all.end(), [](auto& a, auto& b) { return a.first < b.first; });
+  std::vector<const ConvEngine*> found;
+  if (all.empty() || all.front().first >= aten_seconds(s, d)) return found;
+  for (const auto& [seconds, engine] : all) {
+    if (seconds <= kWorthATry * all.front().first) found.push_back(engine);
+  }
+  return found;
+}
 
 const ConvEngine* choose_engine(const ConvShape& s, Direction d) {
   if (s.dtype != at::kFloat && s.dtype != at::kBFloat16 && s.dtype != at::kHalf) return nullptr;
   if (const ConvEngine* only = forced) return only->serves(s, d) ? only : nullptr;
   if (const auto race = engine_race(s, d)) return race->choose();
   static ShapeMemo<const ConvEngine*> memo;
-  return memo(s, d, switches().winograd + 2 * switches().amx, [&] { return fastest(s, d); });
-}
-
-std::vector<const ConvEngine*> engines_worth_a_try(const ConvShape& s, Direction d) {
-  constexpr double kWorthATry = 4;  // times the least: a matrix unit's neighbours may take two thirds of it
-  std::vector<const ConvEngine*> found;
-  const auto all = predictions(s, d);
-  if (all.empty() || all.front().first >= aten_seconds(s, d)) return found;
-  for (const auto& [seconds, engine] : all) {
-    if (seconds <= kWorthATry * all.front().first) found.push_back(engine);
-  }
-  return found;
+  return memo(s, d, switches().winograd + 2 * switches().amx, [&] {
+    const auto found = engines_worth_a_try(s, d);
+    return found.empty() ? nullptr : found.front();
+  });
 }
 
 const char* engine_name(const ConvShape& s, Direction d) {

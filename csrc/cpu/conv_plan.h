@@ -13,11 +13,12 @@ namespace dcgan_fast::cpu {
 // on, or with switches().adaptive the one that is fastest now; null where PyTorch's own convolution should be faster.
 const ConvEngine* choose_engine(const ConvShape&, Direction);
 
-// Those that may be faster than the model has it, with the least predicted time first; none where PyTorch's should be.
-std::vector<const ConvEngine*> engines_worth_a_try(const ConvShape&, Direction);
-
 // The same by name, "ATen" where it is PyTorch's: what explain() tells.
 const char* engine_name(const ConvShape&, Direction);
+
+// Engines that may be the fastest, whatever the neighbours of a shared machine take; the least predicted time first. None
+// where PyTorch's own convolution should be faster.
+std::vector<const ConvEngine*> engines_worth_a_try(const ConvShape&, Direction);
 
 std::vector<std::string> engine_names();  // those that this machine runs
 

@@ -48,11 +48,9 @@ void blocks_of(int64_t columns, const Take& take) {
 }
 
 template <typename T>
-struct Table {
-  const TableRows& x;
-
-  const T* row(int64_t i) const { return static_cast<const T*>(x.data) + x.row(i) * x.features; }
-};
+const T* row_of(const TableRows& x, int64_t i) {
+  return static_cast<const T*>(x.data) + x.row(i) * x.features;
+}
 
 // Features in whole vectors; the few that are left are taken one by one.
 int64_t whole(int64_t features) { return features / kLanes * kLanes; }
@@ -125,7 +123,6 @@ float sum_of_lanes(const float* lanes) {
 template <typename T>
 void multiply_rows(const TableRows& x, int64_t first, int64_t rows, int64_t columns, const float* vectors,
                    const Packed& packed, float* products) {
-  const Table<T> table{x};
   const int64_t inner = whole(x.features);
   blocks_of(columns, [&]<int K>(std::integral_constant<int, K>, int64_t k) {
     alignas(64) float lanes[kTileRows * K * kLanes] = {};
@@ -134,16 +131,16 @@ void multiply_rows(const TableRows& x, int64_t first, int64_t rows, int64_t colu
       const int64_t size = std::min(kChunk, inner - begin);
       int64_t r = 0;
       for (; r + 2 <= rows; r += 2) {
-        const T* const both[2] = {table.row(first + r) + begin, table.row(first + r + 1) + begin};
+        const T* const both[2] = {row_of<T>(x, first + r) + begin, row_of<T>(x, first + r + 1) + begin};
         multiply_chunk<2, K>(both, of_block + begin * K, size, lanes + r * K * kLanes, begin == 0);
       }
       if (r < rows) {
-        const T* const last[1] = {table.row(first + r) + begin};
+        const T* const last[1] = {row_of<T>(x, first + r) + begin};
         multiply_chunk<1, K>(last, of_block + begin * K, size, lanes + r * K * kLanes, begin == 0);
       }
     }
     for (int64_t r = 0; r < rows; ++r) {
-      const T* const row = table.row(first + r);
+      const T* const row = row_of<T>(x, first + r);
       for (int j = 0; j < K; ++j) {
         float sum = sum_of_lanes(lanes + (r * K + j) * kLanes);
         for (int64_t f = inner; f < x.features; ++f) sum += static_cast<float>(row[f]) * tails[j * x.features + f];
@@ -187,9 +184,8 @@ VEC_INLINE void add_features(const T* const* rows, int64_t count, int64_t begin,
 // sums [columns, features] += the rows times their weights [rows, columns]
 template <typename T>
 void add_rows(const TableRows& x, int64_t first, int64_t rows, int64_t columns, const float* weights, float* sums) {
-  const Table<T> table{x};
   const T* at[kTileRows];
-  for (int64_t r = 0; r < rows; ++r) at[r] = table.row(first + r);
+  for (int64_t r = 0; r < rows; ++r) at[r] = row_of<T>(x, first + r);
   const int64_t inner = whole(x.features), stride = x.features;
   blocks_of(columns, [&]<int K>(std::integral_constant<int, K>, int64_t k) {
     float* const total = sums + k * stride;

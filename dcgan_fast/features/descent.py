@@ -30,25 +30,35 @@ class Descent:
     Source: Hsieh et al. 2008, LIBLINEAR's; of all rows as one block of Yu et al. 2010.
     """
 
-    def __init__(self, problem: Problem, gram: Gram) -> None:
-        self.gram = gram
+    def __init__(self, problem: Problem, gram: Gram, seed: int) -> None:
+        self.gram, self.seed = gram, seed
         self.weights = problem.zeros()
         width = -(-problem.columns // _LANES) * _LANES
         self.dual = torch.zeros(len(problem.rows), width)
         self.newton: Newton | None = None
 
     def solve(
-        self, problem: Problem, C: float, tol: float, most: int, seed: int, verbose: bool
+        self, problem: Problem, C: float, tol: float, most: int, verbose: bool
     ) -> tuple[Measured, int]:
-        scores, signs = problem.scores(self.weights), problem.signs()
+        if self.newton is not None:
+            return self.newton.solve(problem, C, tol, most, verbose)
+        found, epochs = self._descend(problem, C, tol, min(most, _EPOCHS), verbose)
+        if epochs == most or not found.unfinished(tol).any():
+            return found, epochs
+        self.newton = Newton(self.gram, self.weights)
+        found, steps = self.newton.solve(problem, C, tol, most - epochs, verbose, found.least)
+        return found, epochs + steps
+
+    def _descend(
+        self, problem: Problem, C: float, tol: float, most: int, verbose: bool
+    ) -> tuple[Measured, int]:
         gram = self.gram.matrix(_delay(problem, C) > _MOST_DELAY)
-        found, epoch = None, 0
-        while self.newton is None and epoch < min(most, _EPOCHS):
-            epoch += 1
-            padding = (0, self.dual.size(1) - problem.columns)
+        padding = (0, self.dual.size(1) - problem.columns)
+        scores, signs = problem.scores(self.weights), problem.signs()
+        for epoch in range(1, most + 1):
             delta = _ops._svm_descend_(
                 *(gram, problem.targets, problem.columns, self.dual, pad(scores, padding)),
-                *(C, _SWEEPS, tol / 10, seed + epoch),
+                *(C, _SWEEPS, tol / 10, self.seed + epoch),
             )
             self.weights += problem.sums(delta[:, : problem.columns].contiguous())
             scores = problem.scores(self.weights)
@@ -56,14 +66,8 @@ class Descent:
             if verbose:
                 print(f"epoch {epoch}: {found}")
             if not found.unfinished(tol).any():
-                return found, epoch
-        if found is not None and epoch == most:
-            return found, epoch
-        if self.newton is None:
-            self.newton = Newton(self.gram, self.weights)
-        least = None if found is None else found.least
-        found, steps = self.newton.solve(problem, C, tol, most - epoch, seed, verbose, least)
-        return found, epoch + steps
+                break
+        return found, epoch
 
     def _measure(self, scores: Tensor, signs: Tensor, C: float) -> Measured:
         dual = self.dual[:, : scores.size(1)].double()

@@ -52,7 +52,6 @@ class Newton:
         C: float,
         tol: float,
         most: int,
-        seed: int,
         verbose: bool,
         least: Tensor | None = None,
     ) -> tuple[Measured, int]:
@@ -97,9 +96,8 @@ class Newton:
         """Newton's, of the unfinished columns, and how scores change along it. Cruder far from the minimum."""
         direction, change = torch.zeros_like(gradient), torch.zeros_like(inside)
         forcing = (found.gap / found.objective).sqrt().clamp(max=0.3)
-        enough = torch.maximum(
-            2 * found.gap * forcing.square(), 2 * 0.3 * tol * found.objective
-        ).float()
+        of_gradient = _dot(gradient, gradient)
+        enough = torch.maximum(of_gradient * forcing.square(), 0.6 * tol * found.objective).float()
         left = found.unfinished(tol).nonzero()[:, 0]
         enough, residual, inside = enough[left], -gradient[left], inside[:, left].contiguous()
         towards, last = torch.zeros_like(residual), torch.ones(len(left))

@@ -42,8 +42,8 @@ class LinearSVM(ClassifierMixin, BaseEstimator):
     coordinates descend on it for all classes at once: ``n_samples^2 * n_features`` operations, half of them by
     symmetry, take most of the time. Others are solved by Newton's method on the weights, preconditioned by a sample of
     the rows: some 100 readings of the data of ``4 * n_samples * n_features * n_classes`` operations each, fewer for
-    small C. Memory beside the data: ``n_samples^2`` floats, or an eighth of the data's elements; and n_samples and
-    n_features times the classes.
+    small C. Memory beside the data: ``n_samples^2`` floats, twice where Newton's method has to go on, or an eighth of
+    the data's elements; and n_samples and n_features times the classes.
 
     Args:
         C: weight of the losses, above 0.
@@ -133,7 +133,7 @@ class LinearSVM(ClassifierMixin, BaseEstimator):
                 state.solvers[first] = make(problem)
             solver = state.solvers[first]
             measured, taken = solver.solve(
-                problem, float(self.C), self.tol, self.max_iter, seed, self.verbose
+                problem, float(self.C), self.tol, self.max_iter, self.verbose
             )
             found.append(measured)
             steps.append(taken)
@@ -232,7 +232,7 @@ def _solvers_for(rows: Tensor, scaling: float, seed: int) -> Callable[[Problem],
     size, features = rows.shape
     if size <= max(_FEW_ROWS, min(_MOST_ROWS, 2 * features)):
         gram = Gram(rows, torch.arange(size), scaling)
-        return lambda problem: Descent(problem, gram)
+        return lambda problem: Descent(problem, gram, seed)
     generator = torch.Generator().manual_seed(seed)
     sample = torch.randperm(size, generator=generator)[: sample_size(size, features)].contiguous()
     of_sample = Gram(rows, sample, scaling)

@@ -119,6 +119,6 @@ class Solver(Protocol):
     weights: Tensor
 
     def solve(
-        self, problem: Problem, C: float, tol: float, most: int, seed: int, verbose: bool
+        self, problem: Problem, C: float, tol: float, most: int, verbose: bool
     ) -> tuple[Measured, int]:
         """Returns what was reached, and the steps that it took, ``most`` at most."""
