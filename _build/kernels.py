@@ -31,6 +31,7 @@ CPU_KERNELS = {
             CSRC / "cpu" / f"{name}.cpp"
             for name in (
                 "bn_act",
+                "bn_act_double_backward",
                 "first_occurrence",
                 "gemm",
                 "linear_svm",

@@ -40,6 +40,9 @@ TORCH_LIBRARY(dcgan_fast, m) {
   m.def("bn_act_backward(Tensor grad, Tensor input, Tensor bn_weight, Tensor bn_bias, Tensor mean, Tensor rstd, " ACT
         ", bool training, int stat_groups, bool[3] output_mask)"
         " -> (Tensor grad_input, Tensor grad_bn_weight, Tensor grad_bn_bias)");
+  m.def("bn_act_double_backward(Tensor? of_grad_input, Tensor? of_grad_bn_weight, Tensor? of_grad_bn_bias, Tensor grad, "
+        "Tensor input, Tensor bn_weight, Tensor bn_bias, Tensor mean, Tensor rstd, " ACT ", bool training, int stat_groups)"
+        " -> (Tensor to_grad, Tensor to_input, Tensor to_bn_weight)");
 
   m.def("conv_bn_act(Tensor input, Tensor weight, " BN_TENSORS CONV ACT ", " BN_OPTIONS ") -> Tensor");
   m.def("conv_transpose_bn_act(Tensor input, Tensor weight, " BN_TENSORS CONV_TRANSPOSE ACT ", " BN_OPTIONS
@@ -96,7 +99,7 @@ TORCH_LIBRARY(dcgan_fast, m) {
 
 // The halves are differentiated by the nodes in ops/; called directly with gradients wanted they say that they cannot.
 TORCH_LIBRARY_IMPL(dcgan_fast, Autograd, m) {
-  for (const char* op : {"bn_act_forward", "bn_act_backward", "conv_bn_act_forward", "conv_bn_act_backward",
+  for (const char* op : {"bn_act_forward", "bn_act_backward", "bn_act_double_backward", "conv_bn_act_forward", "conv_bn_act_backward",
                          "conv_bn_act_backward_", "conv_act_forward", "conv_act_backward", "conv_act_backward_",
                          "maxout_linear_forward", "maxout_linear_backward",
                          "plane_bias_act_forward", "plane_bias_act_forward_", "plane_bias_act_backward",

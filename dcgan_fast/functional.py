@@ -1,7 +1,7 @@
 """The fused ops: (transposed) convolution, batch normalisation and activation in one node each.
 
-Arguments carry the names of :mod:`torch.nn.functional`. All are differentiable (twice and more, through
-:mod:`dcgan_fast.reference`), traceable by ``torch.compile(fullgraph=True)`` and known to autocast, which lowers the
+Arguments carry the names of :mod:`torch.nn.functional`. All are differentiable to any order, on kernels as far as
+gradient penalties go (:func:`maxout_linear` and :func:`plane_bias_act` twice, through PyTorch's ops), traceable by ``torch.compile(fullgraph=True)`` and known to autocast, which lowers the
 convolution's operands and leaves the parameters of the normalisation alone. Inputs may be contiguous or channels_last;
 the result keeps the format that PyTorch's own ops would give. Statistics are accumulated in float32 (float64 for
 float64) as mean and squared deviations, and do not depend on the number of threads.

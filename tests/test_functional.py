@@ -395,6 +395,75 @@ def test_gradients_are_the_derivatives(op, training):
     assert gradgradcheck(call, tensors)
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("activation", ["relu", "leaky_relu", "none", "tanh"])
+@pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])
+@pytest.mark.parametrize("op", ["bn_act", "conv_bn_act", "conv_transpose_act"])
+def test_second_derivatives_of_each_activation(op, training, activation, layout):
+    """gradcheck of the first gradients, whose own backward is a kernel for activations of straight pieces."""
+    if op == "bn_act":
+        tensors = [torch.randn(4, 3, 2, 3), torch.randn(3), torch.randn(3)]
+        options = {}
+    else:
+        tensors = conv_case(op, n=4, cin=2, cout=3, size=(3, 4), kernel=(3, 2), bias=True)
+        options = {"stride": 2, "padding": 1}
+    if "bn_" in op:
+        options |= {"training": training, "stat_groups": 2}
+    tensors[0] = tensors[0].contiguous(memory_format=layout)
+    tensors = [t.double().requires_grad_() for t in tensors]
+
+    def call(*leaves):
+        running = [torch.zeros(3).double(), torch.ones(3).double()] if "bn_" in op else []
+        return getattr(functional, op)(*leaves, *running, activation=activation, **options)
+
+    assert gradgradcheck(call, tensors)
+
+
+def penalty_grads(op, module, tensors, options, dtype):
+    """Gradients of all arguments of a loss of the output and of the first gradients of all of them."""
+    leaves = [t.to(dtype).requires_grad_() for t in tensors]
+    channels = leaves[1].size(1 if "transpose" in op else 0) if op != "bn_act" else len(leaves[1])
+    running = [torch.zeros(channels).to(dtype), torch.ones(channels).to(dtype)]
+    y = getattr(module, op)(*leaves, *(running if "bn_" in op else []), **options)
+    target = torch.linspace(-1, 1, y.numel()).to(dtype).reshape(y.shape)
+    firsts = torch.autograd.grad((y * target).sum(), leaves, create_graph=True)
+    weights = [torch.linspace(1, 2, g.numel()).to(dtype).reshape(g.shape) for g in firsts]
+    penalty = sum((g.square() * w).sum() for g, w in zip(firsts, weights, strict=True))
+    return torch.autograd.grad(penalty + y.square().sum(), leaves)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("activation", ["relu", "leaky_relu", "none"])
+@pytest.mark.parametrize("op", ["bn_act", *CONV_OPS])
+def test_a_penalty_on_first_gradients_is_as_accurate_as_pytorchs(op, activation, layout):
+    torch.manual_seed(0)
+    if op == "bn_act":  # channels of more than one vector and a rest, rows of more than one block
+        tensors = [torch.randn(6, 37, 5, 7) * 2 + 1, torch.randn(37) + 1, torch.randn(37)]
+        options = {"training": True, "stat_groups": 2}
+    else:
+        tensors, options = conv_case(op, cin=8, cout=7), conv_options(op)
+    options |= {"activation": activation}
+    tensors[0] = tensors[0].contiguous(memory_format=layout)
+    exact = penalty_grads(op, reference, tensors, options, torch.float64)
+    theirs = penalty_grads(op, reference, tensors, options, torch.float32)
+    ours = penalty_grads(op, functional, tensors, options, torch.float32)
+    for mine, their, true in zip(ours, theirs, exact, strict=True):
+        scale = true.abs().max()
+        allowed = 2 * (their - true).abs().max() + 1e-6 * scale
+        assert (mine - true).abs().max() <= allowed
+
+
+def test_a_gradient_of_a_gradient_goes_on():
+    """Third derivatives, by way of the nodes and of the reference's batch norm."""
+    call, tensors = closures("conv_bn_act", True)
+
+    def slope(*leaves):
+        (first,) = torch.autograd.grad(call(*leaves).square().sum(), leaves[0], create_graph=True)
+        return torch.autograd.grad(first.square().sum(), leaves[1], create_graph=True)[0]
+
+    assert gradcheck(slope, tensors, atol=1e-4, check_batched_grad=False)
+
+
 @pytest.mark.parametrize("create_graph", [False, True])
 def test_arguments_that_depend_on_each_other_keep_their_own_gradients(create_graph):
     x = torch.randn(4, 3, 6, 6).double().requires_grad_()
@@ -549,7 +618,9 @@ READERS = {  # who else may read the gradient of an op's output, and what to cal
     "nobody": lambda y, seen: None,
     "retain_grad": lambda y, seen: y.retain_grad(),
     "hook": lambda y, seen: y.register_hook(seen.append),
-    "hook of the node": lambda y, seen: y.grad_fn.register_hook(lambda _, of_y: seen.extend(of_y)),
+    "hook of the node": lambda y, seen: y.grad_fn.register_hook(
+        lambda _, given: seen.append(given[0])
+    ),
 }
 
 

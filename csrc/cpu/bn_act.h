@@ -53,16 +53,41 @@ struct BnActBackward {
   double negative_slope;
 };
 
+// The gradients' own gradients, for activations of straight pieces (whose second derivative is 0).
+struct BnActDoubleBackward {
+  const void* of_grad_input;   // the loss's gradient of what backward gave for the input
+  const void* of_grad_weight;  // [C], likewise; null: 0
+  const void* of_grad_bias;    // [C], likewise; null: 0
+  const void* grad;            // of the output, as backward had it
+  const void* input;           // the forward's
+  const void* weight;          // [C]
+  const void* bias;            // [C]
+  const void* mean;            // [groups, C], as the forward left it
+  const void* rstd;            // [groups, C], as the forward left it
+  void* to_grad;               // written: the loss's gradient of `grad`
+  void* to_input;              // written: of the input, the statistics being functions of it in training
+  void* to_weight;             // [groups, C], written: the groups' shares
+  bool training;               // did mean and rstd depend on the input?
+  Activation activation;
+  double negative_slope;
+};
+
 // One table per CPU capability; `bn_act_kernels()` picks the best that this machine runs.
 //
 // Bytes moved per element of e bytes, the floor on maps larger than the caches: forward 3e (statistics read, apply reads
-// and writes), backward 5e (the sums read both tensors, apply reads both and writes). Results do not depend on the number
-// of threads.
+// and writes), backward 5e (the sums read both tensors, apply reads both and writes), double backward 8e (three tensors
+// read twice, two written). Results do not depend on the number of threads.
 struct BnActKernels {
   void (*forward)(const Maps&, const BnActForward&);
   void (*backward)(const Maps&, const BnActBackward&);
 };
 
 const BnActKernels& bn_act_kernels();
+
+struct BnActDoubleBackwardKernels {
+  void (*run)(const Maps&, const BnActDoubleBackward&);
+};
+
+const BnActDoubleBackwardKernels& bn_act_double_backward_kernels();
 
 }  // namespace dcgan_fast::cpu

@@ -24,19 +24,20 @@
 
 namespace dcgan_fast::cpu {
 
-#define DECLARE_KERNELS(NAMESPACE)                        \
-  namespace NAMESPACE {                                   \
-  extern const BnActKernels bn_act;                       \
-  extern const FirstOccurrenceKernels first_occurrence;   \
-  extern const LinearSvmKernels linear_svm;               \
-  extern const MaxoutKernels maxout_linear;               \
-  extern const NearDuplicatesKernels near_duplicates;     \
-  extern const PackCodesKernels pack_codes;               \
-  extern const ParzenKernels parzen;                      \
-  extern const PixelCodesKernels pixel_codes;             \
-  extern const PlaneBiasActKernels plane_bias_act;        \
-  extern const PoolFeaturesKernels pool_features;         \
-  extern const RowProductsKernels row_products;           \
+#define DECLARE_KERNELS(NAMESPACE)                                \
+  namespace NAMESPACE {                                           \
+  extern const BnActKernels bn_act;                               \
+  extern const BnActDoubleBackwardKernels bn_act_double_backward; \
+  extern const FirstOccurrenceKernels first_occurrence;           \
+  extern const LinearSvmKernels linear_svm;                       \
+  extern const MaxoutKernels maxout_linear;                       \
+  extern const NearDuplicatesKernels near_duplicates;             \
+  extern const PackCodesKernels pack_codes;                       \
+  extern const ParzenKernels parzen;                              \
+  extern const PixelCodesKernels pixel_codes;                     \
+  extern const PlaneBiasActKernels plane_bias_act;                \
+  extern const PoolFeaturesKernels pool_features;                 \
+  extern const RowProductsKernels row_products;                   \
   }
 
 DECLARE_KERNELS(DEFAULT)
@@ -96,6 +97,7 @@ const char* capability_name() {
 #endif
 
 const BnActKernels& bn_act_kernels() { return BEST_OF_EACH(bn_act); }
+const BnActDoubleBackwardKernels& bn_act_double_backward_kernels() { return BEST_OF_EACH(bn_act_double_backward); }
 const FirstOccurrenceKernels& first_occurrence_kernels() { return BEST_OF_EACH(first_occurrence); }
 const LinearSvmKernels& linear_svm_kernels() { return BEST_OF_EACH(linear_svm); }
 const MaxoutKernels& maxout_linear_kernels() { return BEST_OF_EACH(maxout_linear); }

@@ -5,8 +5,6 @@
 #include <ATen/Dispatch.h>
 #include <ATen/OpMathType.h>
 #include <ATen/TensorOperators.h>
-#include <ATen/ops/batch_norm.h>
-#include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/leaky_relu.h>
@@ -28,6 +26,7 @@
 #include "../cpu/bn_act.h"
 #include "autograd.h"
 #include "device.h"
+#include "double_backward.h"
 #include "map_pool.h"
 #ifdef DCGAN_FAST_CUDA
 #include "bn_act_cuda.h"
@@ -56,14 +55,20 @@ void check_bn(const BnActOptions& o, const Tensor& input, int64_t batch, int64_t
 
 Tensor dense_maps(const Tensor& input) { return input.contiguous(input.suggest_memory_format()); }
 
-namespace {
-
 cpu::Maps maps_of(const Tensor& input, int64_t groups) {
   const int64_t n = input.size(0), c = input.size(1), spatial = n * c == 0 ? 0 : input.numel() / (n * c);
   // With one pixel or one channel both formats are the same bytes; rows of channels are the faster reading of the first.
   const bool channels_last = spatial == 1 || !input.is_contiguous();
   return {n, c, spatial, groups, channels_last, input.scalar_type()};
 }
+
+Tensor by_groups(const Tensor& maps, int64_t groups) {
+  return maps.reshape({groups, maps.size(0) / groups, maps.size(1), -1});
+}
+
+Tensor per_channel(const Tensor& values) { return values.view({-1, 1, values.size(-1), 1}); }
+
+namespace {
 
 // mean [g, C] and biased variance [g, C] of training -> running statistics, group after group, as `groups` calls of
 // torch.nn.functional.batch_norm would leave them.
@@ -125,12 +130,7 @@ std::tuple<Tensor, Tensor, Tensor> bn_act_run_backward_cpu(const BnActOptions& o
           mask[2] ? over_groups(grad_bias, bn_bias) : Tensor()};
 }
 
-// ATen's operators, for what no kernel serves: float64 on a GPU. [N, C, ...] as [G, N / G, C, pixels].
-Tensor by_groups(const Tensor& maps, int64_t groups) {
-  return maps.reshape({groups, maps.size(0) / groups, maps.size(1), -1});
-}
-Tensor per_channel(const Tensor& values) { return values.view({-1, 1, values.size(-1), 1}); }
-
+// ATen's operators, for what no kernel serves: float64 on a GPU.
 std::tuple<Tensor, Tensor> bn_act_run_aten(const BnActOptions& o, const Tensor& input, const BnTensors& bn,
                                            Tensor& output) {
   const Tensor maps = by_groups(input, o.groups());
@@ -159,14 +159,7 @@ std::tuple<Tensor, Tensor, Tensor> bn_act_run_backward_aten(const BnActOptions& 
                                                             std::array<bool, 3> mask) {
   const Tensor normalised = (by_groups(input, o.groups()) - per_channel(mean)) * per_channel(rstd);
   const Tensor z = normalised * per_channel(weight) + per_channel(bias), dy = by_groups(grad, o.groups());
-  Tensor dz = dy;
-  switch (o.activation) {
-    case Activation::relu: dz = at::threshold_backward(dy, z, 0); break;
-    case Activation::leaky_relu: dz = at::leaky_relu_backward(dy, z, o.negative_slope, /*self_is_result=*/false); break;
-    case Activation::tanh: dz = at::tanh_backward(dy, z.tanh()); break;
-    case Activation::sigmoid: dz = at::sigmoid_backward(dy, z.sigmoid()); break;
-    case Activation::none: break;
-  }
+  const Tensor dz = activation_backward_reference(o.activation, o.negative_slope, dy, z);
   const Tensor of_weight = (dz * normalised).sum({1, 3}), of_bias = dz.sum({1, 3});
   Tensor grad_input;
   if (mask[0]) {
@@ -249,23 +242,28 @@ Tensor activation_reference(Activation activation, double negative_slope, const 
   }
 }
 
+Tensor activation_backward_reference(Activation activation, double negative_slope, const Tensor& grad, const Tensor& input) {
+  switch (activation) {
+    case Activation::relu: return at::threshold_backward(grad, input, 0);
+    case Activation::leaky_relu: return at::leaky_relu_backward(grad, input, negative_slope, /*self_is_result=*/false);
+    case Activation::tanh: return at::tanh_backward(grad, input.tanh());
+    case Activation::sigmoid: return at::sigmoid_backward(grad, input.sigmoid());
+    default: return grad;
+  }
+}
+
 Tensor bn_act_reference(const BnActOptions& o, const Tensor& input, const Tensor& weight, const Tensor& bias,
                         const Tensor& mean, const Tensor& rstd) {
-  Tensor z;
+  const auto acc = mean.scalar_type();
+  const Tensor maps = by_groups(input, o.groups()).to(acc);
+  Tensor m = mean, r = rstd;
   if (o.training) {
-    std::vector<Tensor> parts;
-    for (const Tensor& part : input.chunk(o.stat_groups)) {
-      parts.push_back(at::batch_norm(part, weight, bias, {}, {}, /*training=*/true, /*momentum=*/0, o.eps,
-                                     /*cudnn_enabled=*/false));
-    }
-    z = parts.size() == 1 ? parts[0] : at::cat(parts);
-  } else {
-    std::vector<int64_t> shape(input.dim(), 1);
-    shape[1] = input.size(1);
-    const auto channel = [&](const Tensor& t) { return t.to(mean.scalar_type()).view(shape); };
-    z = ((input - channel(mean[0])) * channel(rstd[0]) * channel(weight) + channel(bias)).to(input.scalar_type());
+    const auto [var, computed] = at::var_mean(maps, at::IntArrayRef({1, 3}), /*unbiased=*/false);
+    m = computed;
+    r = (var + o.eps).rsqrt();
   }
-  return activation_reference(o.activation, o.negative_slope, z);
+  const Tensor z = (maps - per_channel(m)) * per_channel(r * weight.to(acc)) + per_channel(bias.to(acc).unsqueeze(0));
+  return activation_reference(o.activation, o.negative_slope, z).reshape(input.sizes()).to(input.scalar_type());
 }
 
 // ---------------------------------------------------------------- the op
@@ -329,10 +327,11 @@ class BnActNode : public torch::autograd::Function<BnActNode> {
     if (at::GradMode::is_enabled()) {
       const BnActOptions options{kName, parse_activation(kName, activation), negative_slope, training, 0,
                                  ctx->saved_data["eps"].toDouble(), stat_groups};
-      return differentiable_grad(ctx, {input, weight, bias}, grads[0], std::move(result),
-                                 [&](const variable_list& in) {
-                                   return bn_act_reference(options, in[0], in[1], in[2], mean, rstd);
-                                 });
+      const auto all = bn_act_grad(options, grads[0], input, weight, bias, mean, rstd);
+      if (ctx->needs_input_grad(0)) result[0] = std::get<0>(all);
+      if (ctx->needs_input_grad(1)) result[1] = std::get<1>(all);
+      if (ctx->needs_input_grad(2)) result[2] = std::get<2>(all);
+      return result;
     }
     static const auto op = find_op<decltype(bn_act_backward)>("dcgan_fast::bn_act_backward");
     std::tie(result[0], result[1], result[2]) =

@@ -9,6 +9,7 @@
 #include <tuple>
 
 #include "../activation.h"
+#include "../cpu/bn_act.h"
 #include "../cpu/conv.h"
 
 namespace dcgan_fast {
@@ -42,6 +43,11 @@ void check_bn(const BnActOptions&, const Tensor& input, int64_t batch, int64_t c
 // `input` with one of the two memory formats that the kernels read, without a copy where it has one.
 Tensor dense_maps(const Tensor& input);
 
+// Dense maps as the CPU's kernels take them; as [G, N / G, C, pixels]; and values [G, C] beside these.
+cpu::Maps maps_of(const Tensor& input, int64_t groups);
+Tensor by_groups(const Tensor& maps, int64_t groups);
+Tensor per_channel(const Tensor& values);
+
 // Statistics of a convolution's output, gathered by tiles in the kernel that stored it.
 struct MapStatistics {
   int64_t groups = 1;                            // in: equal runs of images with statistics of their own
@@ -65,10 +71,12 @@ std::tuple<Tensor, Tensor, Tensor> bn_act_run_backward(const BnActOptions&, cons
                                                        const Tensor& rstd, std::array<bool, 3> mask,
                                                        bool overwrite_grad = false, const Tensor& tile_sums = {});
 
-// The same mathematics in differentiable ATen calls: double backward goes through it. `mean` and `rstd` are the saved
-// statistics; in training they are computed anew, so that the gradient flows through them.
+// The same mathematics in ATen's simplest calls, differentiable to any order (at::batch_norm is to the second alone: its
+// double backward takes the statistics for constants). `mean` and `rstd` are the saved statistics; in training they are
+// computed anew, so that the gradient flows through them.
 Tensor bn_act_reference(const BnActOptions&, const Tensor& input, const Tensor& weight, const Tensor& bias,
                         const Tensor& mean, const Tensor& rstd);
 Tensor activation_reference(Activation, double negative_slope, const Tensor& input);
+Tensor activation_backward_reference(Activation, double negative_slope, const Tensor& grad, const Tensor& input);
 
 }  // namespace dcgan_fast

@@ -19,6 +19,7 @@
 #include "autograd.h"
 #include "bn_act.h"
 #include "convolution.h"
+#include "double_backward.h"
 
 namespace dcgan_fast {
 namespace {
@@ -131,10 +132,11 @@ class ConvActNode : public torch::autograd::Function<ConvActNode> {
     variable_list result(9);
     if (at::GradMode::is_enabled()) {
       const Convolution convolution{name(transposed), transposed, stride, padding, output_padding};
-      return differentiable_grad(ctx, {input, weight, bias}, grads[0], std::move(result), [&](const variable_list& in) {
-        return activation_reference(parse_activation(convolution.op, activation), negative_slope,
-                                    convolution.reference(in[0], in[1], of_maps(in[2], in[0])));
-      });
+      const Tensor dz = activation_grad(parse_activation(convolution.op, activation), negative_slope, grads[0], output);
+      if (ctx->needs_input_grad(0)) result[0] = input_grad(convolution, dz, input, weight);
+      if (ctx->needs_input_grad(1)) result[1] = weight_grad(convolution, dz, input, weight);
+      if (bias.defined() && ctx->needs_input_grad(2)) result[2] = dz.sum({0, 2, 3}, /*keepdim=*/false, bias.scalar_type());
+      return result;
     }
     const std::array<bool, 3> mask = {ctx->needs_input_grad(0), ctx->needs_input_grad(1),
                                       bias.defined() && ctx->needs_input_grad(2)};

@@ -13,6 +13,7 @@
 #include "bn_act.h"
 #include "convolution.h"
 #include "device.h"
+#include "double_backward.h"
 #include "map_pool.h"
 
 namespace dcgan_fast {
@@ -85,7 +86,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> conv_bn_act_backward(
 
 class ConvBnActNode : public torch::autograd::Function<ConvBnActNode> {
  public:
-  static Tensor forward(AutogradContext* ctx, const Tensor& input, const Tensor& weight, const Tensor& bn_weight,
+  // The output, and the convolution's, which nobody gets: as a result of the node it can have a gradient where the first
+  // gradients are differentiated, and that joins the one that comes through batch norm before the convolution's backward.
+  static variable_list forward(AutogradContext* ctx, const Tensor& input, const Tensor& weight, const Tensor& bn_weight,
                         const Tensor& bn_bias, const OptionalTensor& running_mean, const OptionalTensor& running_var,
                         at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef output_padding,
                         bool transposed, std::string_view activation, double negative_slope, bool training,
@@ -108,7 +111,8 @@ class ConvBnActNode : public torch::autograd::Function<ConvBnActNode> {
     data["stat_groups"] = stat_groups;
     // hooks may give each saved tensor back once only, and that is for this node's own backward
     data["saved_as_is"] = !at::SavedTensorDefaultHooks::get_hooks().has_value();
-    return output;
+    ctx->set_materialize_grads(false);
+    return {output, conv_output};
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
@@ -123,14 +127,22 @@ class ConvBnActNode : public torch::autograd::Function<ConvBnActNode> {
     const double negative_slope = data["negative_slope"].toDouble();
     const int64_t stat_groups = data["stat_groups"].toInt();
     variable_list result(16);
-    if (at::GradMode::is_enabled()) {
+    if (!grads[0].defined() && !grads[1].defined()) return result;
+    if (at::GradMode::is_enabled() || grads[1].defined()) {
       const Convolution convolution{name(transposed), transposed, stride, padding, output_padding};
       const BnActOptions options{convolution.op, parse_activation(convolution.op, activation), negative_slope,
                                  training, 0, data["eps"].toDouble(), stat_groups};
-      return differentiable_grad(
-          ctx, {input, weight, bn_weight, bn_bias}, grads[0], std::move(result), [&](const variable_list& in) {
-            return bn_act_reference(options, convolution.reference(in[0], in[1], {}), in[2], in[3], mean, rstd);
-          });
+      Tensor grad_conv = grads[1];
+      if (grads[0].defined()) {
+        auto [through_bn, grad_bn_weight, grad_bn_bias] =
+            bn_act_grad(options, grads[0], conv_output, bn_weight, bn_bias, mean, rstd);
+        grad_conv = grad_conv.defined() ? grad_conv + through_bn : through_bn;
+        if (ctx->needs_input_grad(2)) result[2] = grad_bn_weight;
+        if (ctx->needs_input_grad(3)) result[3] = grad_bn_bias;
+      }
+      if (ctx->needs_input_grad(0)) result[0] = input_grad(convolution, grad_conv, input, weight);
+      if (ctx->needs_input_grad(1)) result[1] = weight_grad(convolution, grad_conv, input, weight);
+      return result;
     }
     const std::array<bool, 4> mask = {ctx->needs_input_grad(0), ctx->needs_input_grad(1), ctx->needs_input_grad(2),
                                       ctx->needs_input_grad(3)};
@@ -166,7 +178,7 @@ Tensor run(const Tensor& input, const Tensor& weight, const Tensor& bn_weight, c
   if (needs_autograd({input, weight, bn_weight, bn_bias})) {
     return ConvBnActNode::apply(input, weight, bn_weight, bn_bias, running_mean, running_var, stride, padding,
                                 output_padding, transposed, activation, negative_slope, training, momentum, eps,
-                                stat_groups);
+                                stat_groups)[0];
   }
   static const auto op = find_op<decltype(conv_bn_act_forward)>("dcgan_fast::conv_bn_act_forward");
   return std::get<0>(op.call(input, weight, bn_weight, bn_bias, running_mean, running_var, stride, padding,
