@@ -18,7 +18,7 @@ from training_loops import BETAS, LEARNING_RATE, Autocast, ExampleLoop, TunedLoo
 
 from dcgan_fast import models, unfuse
 from dcgan_fast.bench import Row
-from dcgan_fast.training.step import AdversarialStep
+from dcgan_fast.training.step import Step
 
 CONDITIONAL = [("cgan-dcgan", {}, 128), ("cgan-dcgan-64", {"image_size": 64, "nc": 3}, 64)]
 CASES = [("pytorch-64", 128), ("pytorch-64", 32), ("pytorch-32", 128), ("newmu-64", 128)]
@@ -147,7 +147,7 @@ def _ours(
     def adam(network: nn.Module) -> Adam:
         return Adam(network.parameters(), lr=LEARNING_RATE, betas=BETAS, fused=True)
 
-    step = AdversarialStep(
+    step = Step(
         generator, discriminator, adam(generator), adam(discriminator), autocast=autocast
     )
     if labels is None:

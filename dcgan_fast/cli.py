@@ -39,6 +39,8 @@ from .latent import latents_of
 from .nn import explain
 from .training import ProgressBar, TrainConfig, Trainer, load_networks
 from .training.config import DIGITS_WIDTH, EPOCHS, LOSS_OUTPUTS, OPTIMIZERS, STEPS_AT_LEAST
+from .training.losses import OBJECTIVES
+from .training.penalties import PENALTIES
 from .visualize import image_grid, save_png, to_image
 
 _FIGURES = Path("benchmarks/results")  # where `make bench` puts them
@@ -761,6 +763,42 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
     add("--netG", dest="init_generator", metavar="FILE", help="start from this generator")
     add("--netD", dest="init_discriminator", metavar="FILE", help="start from this discriminator")
 
+    add = _adder(parser.add_argument_group("objective"))
+    add(
+        "--objective",
+        choices=OBJECTIVES,
+        help=f"what both networks minimise (default: {default.objective})",
+    )
+    add(
+        "--real-label",
+        type=float,
+        metavar="X",
+        help="what the discriminator is told of real images; 0.9: one-sided label smoothing (default: 1)",
+    )
+    add(
+        "--penalty",
+        choices=PENALTIES,
+        help="on the discriminator's gradient by its images (default: wgan-gp for wasserstein, else none)",
+    )
+    add(
+        "--penalty-weight",
+        type=float,
+        metavar="X",
+        help=f"its gamma or lambda (default: {default.penalty_weight:g})",
+    )
+    add(
+        "--penalty-every",
+        type=int,
+        metavar="N",
+        help="charge it at every N-th step, N times as heavily (default: 1)",
+    )
+    add(
+        "--instance-noise",
+        type=float,
+        metavar="X",
+        help="standard deviation of noise on the discriminator's images, falling to 0 (default: 0)",
+    )
+
     add = _adder(parser.add_argument_group("optimisation (defaults: the preset's)"))
     add(
         "--epochs",
@@ -811,6 +849,7 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="X",
         help=f"Adam's first momentum (pytorch: {default.beta1:g})",
     )
+    add("--beta2", type=float, metavar="X", help=f"its second (default: {default.beta2:g})")
     add("--momentum", type=float, metavar="X", help="of SGD, at the start (cgan-mnist: 0.5)")
     add(
         "--final-momentum",
@@ -826,6 +865,19 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         metavar="N",
         help="generator updates a step (pytorch: 1; carpedm20: 2)",
+    )
+    add(
+        "--d-steps",
+        dest="d_steps_per_g",
+        type=int,
+        metavar="N",
+        help="discriminator updates a step, each with images of its own (default: 1)",
+    )
+    add(
+        "--accumulate",
+        type=int,
+        metavar="N",
+        help="take the mean gradient of N minibatches for each update (default: 1)",
     )
     add(
         "--alternate",
@@ -845,6 +897,18 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
         "are small, and more memory (default: no)",
     )
     add(
+        "--clip-grad",
+        type=float,
+        metavar="X",
+        help="shorten a network's gradient to this norm where it is longer (default: no)",
+    )
+    add(
+        "--ema",
+        type=float,
+        metavar="X",
+        help="keep an average of the generator's weights that decays so, 0.999 say; it then draws (default: no)",
+    )
+    add(
         "--seed",
         alias="--manualSeed",
         type=int,
@@ -855,7 +919,11 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
     add = _adder(parser.add_argument_group("machine"))
     add("--device", help="cpu, cuda, cuda:1 ... (default: CUDA where there is one)")
     add("--threads", type=int, metavar="N", help="of the CPU (default: PyTorch's choice)")
-    add("--amp", choices=("bf16",), help="compute in bfloat16, keep weights in float32")
+    add(
+        "--amp",
+        choices=("bf16", "fp16"),
+        help="compute in bfloat16 or float16 (with scaled losses), keep weights in float32",
+    )
     for name, what in (
         ("channels-last", "keep images and maps as NHWC"),
         ("fuse", "run the fused ops; --no-fuse runs plain torch.nn"),

@@ -126,7 +126,9 @@ def test_every_flag_reaches_its_setting(monkeypatch: pytest.MonkeyPatch) -> None
         "--constant-epochs 2 --falling-epochs 4 "
         "--final-momentum 0.6 --momentum-epochs 3 --weight-decay 0.3 --alternate --joint-pass --seed 6 --device cpu "
         "--threads 2 --amp bf16 --no-channels-last --no-fuse --no-deterministic --no-watch --out o --name n "
-        "--bn batch --grid-images 7 --grid-every 8 --log-every 9 --save-every 90"
+        "--bn batch --grid-images 7 --grid-every 8 --log-every 9 --save-every 90 "
+        "--objective minimax --real-label 0.8 --penalty r1 --penalty-weight 3 --penalty-every 5 "
+        "--instance-noise 0.3 --beta2 0.7 --clip-grad 2 --ema 0.5"
     )
     assert cli.main(["train", *flags.split()]) == 2
     assert seen[0] == cli.TrainConfig(
@@ -141,6 +143,12 @@ def test_every_flag_reaches_its_setting(monkeypatch: pytest.MonkeyPatch) -> None
         ndf=12,
         dedup=True,
         loss_output="sigmoid",
+        objective="minimax",
+        real_label=0.8,
+        penalty="r1",
+        penalty_weight=3.0,
+        penalty_every=5,
+        instance_noise=0.3,
         init_generator="g.pth",
         init_discriminator="d.pth",
         epochs=3,
@@ -154,12 +162,15 @@ def test_every_flag_reaches_its_setting(monkeypatch: pytest.MonkeyPatch) -> None
         constant_epochs=2,
         falling_epochs=4,
         beta1=0.2,
+        beta2=0.7,
         momentum=0.4,
         final_momentum=0.6,
         momentum_epochs=3,
         weight_decay=0.3,
         alternate=True,
         joint_pass=True,
+        clip_grad=2.0,
+        ema=0.5,
         watch=False,
         seed=6,
         device="cpu",
@@ -178,6 +189,8 @@ def test_every_flag_reaches_its_setting(monkeypatch: pytest.MonkeyPatch) -> None
     )
     assert cli.main("train --save-every 1.5s --reuse-fake-output".split()) == 2
     assert seen[1] == cli.TrainConfig(save_seconds=1.5, reuse_fake_output=True)
+    assert cli.main("train --d-steps 2 --accumulate 3 --g-steps 4".split()) == 2
+    assert seen[2] == cli.TrainConfig(d_steps_per_g=2, accumulate=3, g_steps_per_d=4)
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,7 @@ def test_json_round_trip(preset: str) -> None:
         ("epochs", True, "a whole number of at least 1"),
         ("seed", -1, "a whole number of at least 0"),
         ("loss_output", "hinge", "one of logits, sigmoid"),
-        ("amp", "fp16", "one of bf16"),
+        ("amp", "fp8", "one of bf16, fp16"),
         ("bn", "fixed", "one of running, batch, population"),
         ("flip", 1, "true or false"),
         ("weight_decay", -1e-5, "a number of at least 0"),
@@ -90,6 +90,26 @@ def test_unknown_preset_names_the_known() -> None:
         TrainConfig(preset="dcgan")
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"objective": "hinge", "loss_output": "sigmoid"}, "without a sigmoid"),
+        ({"objective": "wasserstein", "real_label": 0.9}, "no labels that could be smoothed"),
+        ({"reuse_fake_output": True, "penalty": "r1"}, "'penalty' and 'reuse_fake_output'"),
+        ({"alternate": True, "accumulate": 2}, "'accumulate' above 1 and 'alternate'"),
+    ],
+)
+def test_objectives_that_do_not_go_together(settings, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        TrainConfig(**settings)
+
+
+def test_wasserstein_is_with_its_penalty() -> None:
+    assert TrainConfig(objective="wasserstein").penalty == "wgan-gp"
+    assert TrainConfig(objective="wasserstein", penalty="r1").penalty == "r1"
+    assert TrainConfig().make_penalty() is None
+
+
 def test_dialects_exclude_each_other() -> None:
     with pytest.raises(UserError, match="exclude each other"):
         TrainConfig(preset="newmu", g_steps_per_d=2)
@@ -100,7 +120,10 @@ def test_dialects_exclude_each_other() -> None:
     [
         ("{", "not JSON"),
         ("[1]", "must be a JSON object, got list"),
-        ('{"learning_rate": 1}', "unknown setting 'learning_rate': the settings are adam_eps,"),
+        (
+            '{"learning_rate": 1}',
+            "unknown setting 'learning_rate': the settings are accumulate, adam_eps,",
+        ),
     ],
 )
 def test_bad_json(text: str, message: str) -> None:

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from dcgan_fast import backends, models, unfuse
 from dcgan_fast.training import TrainConfig, Trainer
-from dcgan_fast.training.step import AdversarialStep
+from dcgan_fast.training.step import Step
 
 pytestmark = pytest.mark.slow
 
@@ -29,12 +29,12 @@ def networks(size: int, width: int) -> tuple[nn.Module, nn.Module]:
     return tuple(network.to(memory_format=torch.channels_last) for network in pair)
 
 
-def step_of(generator: nn.Module, discriminator: nn.Module) -> AdversarialStep:
+def step_of(generator: nn.Module, discriminator: nn.Module) -> Step:
     adams = (
         torch.optim.Adam(network.parameters(), lr=2e-4, betas=(0.5, 0.999), fused=True)
         for network in (generator, discriminator)
     )
-    return AdversarialStep(generator, discriminator, *adams)
+    return Step(generator, discriminator, *adams)
 
 
 def losses(perturbed: int | None, fused: bool) -> Tensor:
@@ -105,7 +105,7 @@ from contextlib import nullcontext
 from pathlib import Path
 import torch
 from dcgan_fast import models, unfuse
-from dcgan_fast.training.step import AdversarialStep
+from dcgan_fast.training.step import Step
 
 convert = {"fused": lambda network: network, "plain": unfuse}[sys.argv[1]]
 narrow = sys.argv[2] == "bfloat16"
@@ -113,7 +113,7 @@ torch.set_num_threads(2)
 torch.manual_seed(0)
 pair = [convert(network).to(memory_format=torch.channels_last) for network in models.build("pytorch")]
 adams = [torch.optim.Adam(network.parameters(), lr=2e-4, betas=(0.5, 0.999), fused=True) for network in pair]
-step = AdversarialStep(
+step = Step(
     *pair, *adams, autocast=(lambda: torch.autocast("cpu", torch.bfloat16)) if narrow else nullcontext
 )
 real = torch.rand(128, 3, 64, 64).to(memory_format=torch.channels_last)

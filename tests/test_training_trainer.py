@@ -24,7 +24,14 @@ from dcgan_fast import files, models
 from dcgan_fast.data import Dataset
 from dcgan_fast.errors import UserError
 from dcgan_fast.nn import FusedSequential
-from dcgan_fast.training import Callback, TrainConfig, Trainer, TrainingDiverged, load_checkpoint
+from dcgan_fast.training import (
+    Callback,
+    TrainConfig,
+    Trainer,
+    TrainingDiverged,
+    load_checkpoint,
+    load_networks,
+)
 from dcgan_fast.training.checkpoint import save_checkpoint
 from dcgan_fast.training.log import MetricsWindow
 
@@ -338,12 +345,70 @@ def test_networks_of_other_classes_are_refused() -> None:
         {"flip": True},
         {"bn": "batch"},
         {"bn": "population"},
+        {"objective": "minimax", "real_label": 0.9},
+        {"objective": "hinge", "ema": 0.9, "clip_grad": 0.5},
+        {"objective": "wasserstein", "d_steps_per_g": 2, "beta1": 0.0, "beta2": 0.9},
+        {"penalty": "r1", "penalty_every": 2, "joint_pass": True, "amp": "bf16"},
+        {"amp": "fp16", "accumulate": 2, "instance_noise": 0.1},
     ],
 )
 def test_settings(tmp_path: Path, changes: dict[str, object]) -> None:
     trainer = tiny_runs.trainer(tmp_path, **changes)
     trainer.fit()
     assert all(math.isfinite(value) for record in trainer.records for value in record.values())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"ema": 0.9, "penalty": "r1", "penalty_every": 3, "joint_pass": True},
+        {"objective": "wasserstein", "d_steps_per_g": 2, "instance_noise": 0.2, "epochs": 4},
+        {"amp": "fp16", "accumulate": 2, "clip_grad": 1.0, "epochs": 4},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_a_continued_run_of_any_objective_is_the_unbroken_one(tmp_path: Path, changes) -> None:
+    whole = tiny_runs.trainer(tmp_path / "whole", **changes)
+    whole.fit()
+    part = tiny_runs.trainer(tmp_path / "part", **changes, max_steps=5)
+    part.fit()
+    rest = Trainer.resume(part.run.path, dataset=tiny_runs.dataset(), max_steps=None)
+    rest.fit()
+    found, expected = (load_checkpoint(t.run.checkpoint) for t in (rest, whole))
+    for content in (found, expected):
+        del content["train_config"]
+    tiny_runs.assert_same_state(found, expected)
+
+
+def test_an_average_of_the_generator_draws(tmp_path: Path) -> None:
+    trainer = tiny_runs.trainer(tmp_path, ema=0.5, epochs=1)
+    name, weight = next(iter(trainer.generator.named_parameters()))
+    seen: list[torch.Tensor] = []
+
+    class Note(Callback):
+        def on_step(self, trainer: Trainer) -> None:
+            seen.append(weight.detach().clone())
+
+    trainer.fit([Note()])
+    average = None
+    for value in seen:  # the first is taken as it is
+        average = value if average is None else average.lerp(value, 0.5)
+    torch.testing.assert_close(dict(trainer.ema.module.named_parameters())[name], average)
+    generator, _, content = load_networks(trainer.run.path)
+    torch.testing.assert_close(dict(generator.named_parameters())[name], average)
+    assert not torch.equal(content["generator"][name], average)
+    bare = torch.load(trainer.run.generator_ema, weights_only=True)
+    torch.testing.assert_close(bare[name], average)
+
+
+def test_a_step_of_several_updates_takes_several_batches(tmp_path: Path) -> None:
+    trainer = tiny_runs.trainer(d_steps_per_g=2, epochs=1)
+    assert (trainer.steps_per_epoch, trainer.images_per_step) == (2, 32)
+    sizes = []
+    update = trainer._update
+    trainer._update = lambda real, draw: sizes.append([len(b) for b in real]) or update(real, draw)
+    trainer.fit()
+    assert sizes == [[16, 16], [16, 16]]
 
 
 def test_fused_and_plain_networks_agree() -> None:

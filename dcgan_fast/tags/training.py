@@ -24,7 +24,7 @@ from ..training.log import MetricsFile, MetricsWindow, Record, TrainingDiverged
 from ..training.run import RunFolder, find_checkpoint, new_run
 from ..training.setup import derived_seed
 from ..training.signals import StopRequest
-from ..training.step import METRICS, AdversarialStep
+from ..training.step import METRICS, Step
 from .config import TagConfig
 from .data import TagData, load_tag_data
 from .features import load_features
@@ -123,9 +123,7 @@ class TagTrainer:
             for network in (self.generator, self.discriminator)
         )
         self.optimizer_g, self.optimizer_d = (_optimizer(n, config) for n in (self._g, self._d))
-        self._update = AdversarialStep(
-            self._g, self._d, self.optimizer_g, self.optimizer_d, joint_pass=True
-        )
+        self._update = Step(self._g, self._d, self.optimizer_g, self.optimizer_d, joint_pass=True)
 
         known = torch.from_numpy(data.features.values)
         chosen = known[data.training.rows]

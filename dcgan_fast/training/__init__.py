@@ -1,4 +1,4 @@
-"""Training: :class:`Trainer` and its :class:`TrainConfig`, checkpoints, losses, callbacks."""
+"""Training: :class:`Trainer`, its :class:`TrainConfig` and :class:`Step`, objectives, checkpoints, callbacks."""
 
 from __future__ import annotations
 
@@ -6,14 +6,19 @@ from .callbacks import Callback, ProgressBar
 from .checkpoint import load_checkpoint, load_networks, save_checkpoint
 from .config import TrainConfig
 from .log import TrainingDiverged
-from .losses import adversarial_loss
+from .losses import Objective, adversarial_loss
+from .penalties import GradientPenalty
+from .step import Step
 from .trainer import Trainer
 from .watch import CollapseWatch
 
 __all__ = [
     "Callback",
     "CollapseWatch",
+    "GradientPenalty",
+    "Objective",
     "ProgressBar",
+    "Step",
     "TrainConfig",
     "Trainer",
     "TrainingDiverged",

@@ -11,9 +11,10 @@ A checkpoint is ``torch.save`` of plain Python types and tensors; ``weights_only
                       name and by role; Generator and Discriminator where it is missing
 ``generator``,        state dicts, with the keys of the plain PyTorch modules
 ``discriminator``
+``generator_ema``     (optional) the same of an average of the generator's weights, which then draws
 ``bn``                (optional) default statistics for sampling: "running" or "batch"
-``optimizer_g``, ``optimizer_d``, ``rng``, ``data``, ``step``, ``epoch``, ``metrics``, ``watch``,
-``train_config``      (optional) what a training run needs to continue bit for bit
+``optimizer_g``, ``optimizer_d``, ``scalers``, ``rng``, ``data``, ``step``, ``epoch``,
+``metrics``, ``watch``, ``train_config``      (optional) what a training run needs to continue bit for bit
 ====================  ============================================================================
 
 A bare state dict, such as pytorch/examples' ``netG_epoch_24.pth``, also with its keys under
@@ -148,7 +149,8 @@ def load_networks(
 
 
 def build_networks(checkpoint: Mapping[str, Any], *, source: object) -> dict[str, nn.Module]:
-    """The networks that ``checkpoint`` describes, by role, with their weights, on the CPU.
+    """The networks that ``checkpoint`` describes, by role, with their weights, on the CPU: G's averaged ones where the
+    run kept an average of them.
 
     Raises:
         UserError: "SOURCE holds a …": of no class of ours, or with weights that do not fit.
@@ -175,7 +177,8 @@ def build_networks(checkpoint: Mapping[str, Any], *, source: object) -> dict[str
             network = network_class(**config)
         except (TypeError, ValueError) as error:
             raise UserError(f"{source} describes a {role} that cannot be built: {error}") from error
-        load_state(network, checkpoint[role], source=source)
+        averaged = checkpoint.get(f"{role}_ema")
+        load_state(network, averaged or checkpoint[role], source=source)
         networks[role] = network
     return networks
 

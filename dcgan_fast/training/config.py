@@ -13,6 +13,8 @@ from ..conditional import CONDITIONINGS
 from ..data.find import NAMES
 from ..errors import UserError
 from ..models import BN_MODES, PRESETS, training_defaults
+from .losses import OBJECTIVES, Objective
+from .penalties import PENALTIES, GradientPenalty
 
 LOSS_OUTPUTS = ("logits", "sigmoid")
 OPTIMIZERS = ("adam", "sgd")
@@ -73,6 +75,18 @@ class TrainConfig:
     init_generator: str | None = None  # a checkpoint or state dict to start from
     init_discriminator: str | None = None
 
+    # Objective
+    objective: str = "non-saturating"  # one of losses.OBJECTIVES
+    real_label: float = 1.0  # what D is told of real images; below 1: one-sided label smoothing
+    penalty: str | None = (
+        None  # on D's gradient, penalties.PENALTIES; None: "wgan-gp" for "wasserstein", else none
+    )
+    penalty_weight: float = 10.0
+    penalty_every: int = 1  # steps; charged so many times as heavily
+    instance_noise: float = (
+        0.0  # standard deviation of noise on D's images; falls to 0 by the last step
+    )
+
     # Optimisation
     epochs: int | None = None  # None: 25, or as many as make STEPS_AT_LEAST steps on a small set
     patience: int | None = None  # end after so many epochs without a better validation likelihood
@@ -85,6 +99,7 @@ class TrainConfig:
     falling_epochs: int = _from_preset()  # to zero over so many epochs
     min_lr: float = _from_preset()  # where it stops falling
     beta1: float = _from_preset()  # of Adam
+    beta2: float = 0.999
     adam_eps: float = _from_preset()
     momentum: float = _from_preset()  # of SGD
     final_momentum: float | None = _from_preset()  # to which it grows; None: it stays
@@ -93,13 +108,17 @@ class TrainConfig:
     g_steps_per_d: int = _from_preset()  # generator updates a step, all with the same latents
     alternate: bool = _from_preset()  # each minibatch trains G or D
     reuse_fake_output: bool = _from_preset()  # G learns from D's output before D's update
+    d_steps_per_g: int = 1  # discriminator updates a step, each with images of its own
+    accumulate: int = 1  # minibatches of which each update takes the mean gradient
     joint_pass: bool = False  # D sees real and fake images in one pass: less time, more memory
+    clip_grad: float | None = None  # the most that the norm of a network's gradient may be
+    ema: float | None = None  # decay of an average of G's weights, which then draws the grids
     seed: int = 0
 
     # Machine
     device: str = "auto"  # "auto": CUDA where there is one, else the CPU
     threads: int | None = None  # None: PyTorch's choice
-    amp: str | None = None  # "bf16": autocast to bfloat16
+    amp: str | None = None  # "bf16": autocast to bfloat16; "fp16": to float16, with scaled losses
     channels_last: bool = True
     fuse: bool = True
     deterministic: bool = True  # CUDA: only cuDNN algorithms that repeat bit for bit
@@ -133,13 +152,32 @@ class TrainConfig:
             value = getattr(self, name)
             if not (value is None and name in _OPTIONAL or _satisfies(value, holds)):
                 raise UserError(f"'{name}' must be {rule}, got {value!r}")
-        if self.joint_pass and self.reuse_fake_output:
-            raise UserError("'joint_pass' and 'reuse_fake_output' exclude each other")
-        dialects = (self.g_steps_per_d > 1, self.alternate, self.reuse_fake_output)
-        if sum(dialects) > 1:
-            raise UserError(
-                "'g_steps_per_d' above 1, 'alternate' and 'reuse_fake_output' exclude each other"
-            )
+        if self.objective == "wasserstein" and self.penalty is None:
+            self.penalty = "wgan-gp"
+        try:
+            self.make_objective()
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        for dialect in ("alternate", "reuse_fake_output"):
+            for number in ("g_steps_per_d", "d_steps_per_g", "accumulate"):
+                if getattr(self, dialect) and getattr(self, number) > 1:
+                    raise UserError(f"{number!r} above 1 and {dialect!r} exclude each other")
+        if self.reuse_fake_output:
+            for name in ("alternate", "joint_pass", "penalty"):
+                if getattr(self, name):
+                    raise UserError(f"{name!r} and 'reuse_fake_output' exclude each other")
+            if self.amp == "fp16":
+                raise UserError("'amp' fp16 and 'reuse_fake_output' exclude each other")
+
+    def make_objective(self) -> Objective:
+        """What both networks minimise."""
+        return Objective(self.objective, self.loss_output, self.real_label)
+
+    def make_penalty(self) -> GradientPenalty | None:
+        """The penalty on D's gradient, if there is one."""
+        if self.penalty is None:
+            return None
+        return GradientPenalty(self.penalty, self.penalty_weight, self.penalty_every)
 
     def _own_image_size(self) -> int:
         """The preset's own size; for the small sets that have a name at most 32."""
@@ -156,7 +194,7 @@ class TrainConfig:
     @property
     def batches_per_step(self) -> int:
         """Minibatches of real images that one step takes from the data."""
-        return 2 if self.alternate else 1
+        return 2 if self.alternate else self.d_steps_per_g * self.accumulate
 
     def network_overrides(self) -> dict[str, Any]:
         """The keyword arguments of :func:`dcgan_fast.models.build` that this run asks for."""
@@ -241,6 +279,12 @@ _RULES: dict[str, _Rule] = {
     "ndf": _whole(1),
     "conditioning": _one_of(*CONDITIONINGS),
     "loss_output": _one_of(*LOSS_OUTPUTS),
+    "objective": _one_of(*OBJECTIVES),
+    "real_label": ("above 0 and at most 1", lambda value: 0 < value <= 1),
+    "penalty": _one_of(*PENALTIES),
+    "penalty_weight": _POSITIVE,
+    "penalty_every": _whole(1),
+    "instance_noise": _NOT_NEGATIVE,
     "epochs": _whole(1),
     "patience": _whole(1),
     "max_steps": _whole(1),
@@ -252,15 +296,20 @@ _RULES: dict[str, _Rule] = {
     "falling_epochs": _whole(1),
     "min_lr": _NOT_NEGATIVE,
     "beta1": _BELOW_ONE,
+    "beta2": _BELOW_ONE,
     "momentum": _BELOW_ONE,
     "final_momentum": _BELOW_ONE,
     "momentum_epochs": _whole(1),
     "adam_eps": _NOT_NEGATIVE,
     "weight_decay": _NOT_NEGATIVE,
     "g_steps_per_d": _whole(1),
+    "d_steps_per_g": _whole(1),
+    "accumulate": _whole(1),
+    "clip_grad": _POSITIVE,
+    "ema": _BELOW_ONE,
     "seed": _whole(0),
     "threads": _whole(1),
-    "amp": _one_of("bf16"),
+    "amp": _one_of("bf16", "fp16"),
     "bn": _one_of(*BN_MODES),
     "grid_images": _whole(1),
     "grid_every": _whole(1),

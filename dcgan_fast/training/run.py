@@ -57,6 +57,10 @@ class RunFolder:
         return self.path / "generator.pth"
 
     @property
+    def generator_ema(self) -> Path:
+        return self.path / "generator_ema.pth"
+
+    @property
     def discriminator(self) -> Path:
         return self.path / "discriminator.pth"
 

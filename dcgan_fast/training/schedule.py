@@ -48,6 +48,11 @@ class Schedule:
         part = min(step // self._steps_per_epoch / config.momentum_epochs, 1.0)
         return config.momentum + part * (config.final_momentum - config.momentum)
 
+    def instance_noise(self, step: int, last_step: int) -> float:
+        """The standard deviation of the noise on D's images in step number ``step``, from 0: it falls by equal parts
+        from ``config.instance_noise`` to none after ``last_step`` steps (Sønderby et al. 2016, section 3)."""
+        return self._config.instance_noise * max(0.0, 1 - step / last_step)
+
     def set(self, step: int) -> None:
         """Make the optimisers ready for step number ``step``, from 0."""
         lr, momentum = self.lr(step), self.momentum(step)

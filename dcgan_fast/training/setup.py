@@ -129,7 +129,7 @@ def make_optimizer(network: nn.Module, config: TrainConfig) -> Optimizer:
         return Adam(
             network.parameters(),
             lr=config.lr,
-            betas=(config.beta1, 0.999),
+            betas=(config.beta1, config.beta2),
             eps=config.adam_eps,
             weight_decay=config.weight_decay,
             fused=fused,

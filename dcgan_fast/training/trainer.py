@@ -49,7 +49,8 @@ from .setup import (
     placed,
 )
 from .signals import StopRequest
-from .step import METRICS, AdversarialStep, Sample
+from .step import Sample, Step
+from .update import ema_of
 from .validation import Validation, hold_out
 from .watch import LATENTS, CollapseWatch, gradient_norm, pair_distance
 from .watch import STEPS as WATCHED_STEPS
@@ -136,9 +137,10 @@ class Trainer:
         self.discriminator = placed(discriminator, self.device, self._layout)
         self.optimizer_g = make_optimizer(self.generator, self.config)
         self.optimizer_d = make_optimizer(self.discriminator, self.config)
+        self.ema = None if config.ema is None else ema_of(self.generator, config.ema)
         self.validation: Validation | None = None
         if config.patience is not None:
-            self.validation = Validation(held_out, config.patience, self.generator)
+            self.validation = Validation(held_out, config.patience, self.drawn_generator)
         self._schedule = Schedule(
             self.config, self.steps_per_epoch, self.optimizer_g, self.optimizer_d
         )
@@ -151,21 +153,26 @@ class Trainer:
             torch.Generator().manual_seed(derived_seed(config.seed, "grid"))
         )
         self.watch = self._make_watch() if config.watch else None
-        self._window = MetricsWindow(METRICS, config.log_every)
         self._metrics = MetricsFile(None)
         self._likelihoods = MetricsFile(None)
-        self._update = AdversarialStep(
+        self._update = Step(
             self.generator,
             self.discriminator,
             self.optimizer_g,
             self.optimizer_d,
-            loss_output=config.loss_output,
+            objective=config.make_objective(),
+            penalty=config.make_penalty(),
             g_steps_per_d=config.g_steps_per_d,
+            d_steps_per_g=config.d_steps_per_g,
+            accumulate=config.accumulate,
             alternate=config.alternate,
             reuse_fake_output=config.reuse_fake_output,
             joint_pass=config.joint_pass,
             autocast=self._autocast,
+            clip_grad=config.clip_grad,
+            scale_losses=config.amp == "fp16",
         )
+        self._window = MetricsWindow(self._update.metrics, config.log_every)
 
     @classmethod
     def resume(
@@ -218,8 +225,17 @@ class Trainer:
 
     @property
     def last_step(self) -> int:
-        steps = self.epochs * self.steps_per_epoch
-        return min(steps, self.config.max_steps or steps)
+        return min(self._whole_run, self.config.max_steps or self._whole_run)
+
+    @property
+    def _whole_run(self) -> int:
+        """Steps of all epochs, wherever ``max_steps`` ends this part of them."""
+        return self.epochs * self.steps_per_epoch
+
+    @property
+    def drawn_generator(self) -> nn.Module:
+        """What draws the grids: the average of G's weights where there is one, else G."""
+        return self.generator if self.ema is None else self.ema.module
 
     @property
     def images_per_step(self) -> int:
@@ -267,8 +283,11 @@ class Trainer:
         self.discriminator.train()
         for real in self._real_images():
             self._schedule.set(self.step)
+            self._update.instance_noise = self._schedule.instance_noise(self.step, self._whole_run)
             row = self._update(real, self._draw)
             self.step += 1
+            if self.ema is not None:
+                self.ema.update_parameters(self.generator)
             record = self._window.add(self.step, row)
             if record is not None:
                 self._record(record, callbacks)
@@ -288,10 +307,10 @@ class Trainer:
             if complete:
                 return
 
-    def _real_images(self) -> Iterator[Tensor | Sample]:
-        """The batches that train D, with their labels if D takes some, from where the run stands to its end.
+    def _real_images(self) -> Iterator[Tensor | Sample | list[Tensor | Sample]]:
+        """What a step takes of real images, with their labels if D takes some, from where the run stands to its end.
 
-        An alternating step takes two from the data and passes over the first, which trains G.
+        An alternating step takes two batches from the data and passes over the first, which trains G.
         """
         stride = self.config.batches_per_step
         batches = Batches(
@@ -304,10 +323,14 @@ class Trainer:
             memory_format=self._layout,
             start=(self.epoch, self.step % self.steps_per_epoch * stride),
         )
+        wanted = 1 if self.config.alternate else stride
         while True:
+            drawn: list[Tensor | Sample] = []
             for real in batches.labelled() if self.classes else batches:
+                drawn = [*drawn, real][-wanted:]
                 if batches.position % stride == 0:
-                    yield real
+                    yield drawn if wanted > 1 else drawn[0]
+                    drawn = []
                 if self.step == self.last_step:
                     return
 
@@ -337,7 +360,8 @@ class Trainer:
     def _autocast(self) -> AbstractContextManager[object]:
         if self.config.amp is None:
             return nullcontext()
-        return torch.autocast(self.device.type, torch.bfloat16)
+        half = torch.bfloat16 if self.config.amp == "bf16" else torch.float16
+        return torch.autocast(self.device.type, half)
 
     # ------------------------------------------------------------------------------ what it writes
 
@@ -449,6 +473,8 @@ class Trainer:
         generator, discriminator = bare_state(self.generator), bare_state(self.discriminator)
         save_bare_state(run.generator, generator)
         save_bare_state(run.discriminator, discriminator)
+        if self.ema is not None:
+            save_bare_state(run.generator_ema, bare_state(self.ema.module))
         if self.config.epoch_weights:
             save_bare_state(run.path / f"netG_epoch_{epoch - 1}.pth", generator)
             save_bare_state(run.path / f"netD_epoch_{epoch - 1}.pth", discriminator)
@@ -457,12 +483,13 @@ class Trainer:
         """The images of the run's fixed latents, with batch norm as ``config.bn`` says; of conditional networks a row a
         class, each column of one latent vector."""
         mode, grid = self.config.bn, self._grid
-        if isinstance(self.generator, models.LatentNetwork):
+        generator = self.drawn_generator
+        if isinstance(generator, models.LatentNetwork):
             images = models.generate(
-                self.generator, *grid.input, bn=mode, batch_size=self.config.batch_size
+                generator, *grid.input, bn=mode, batch_size=self.config.batch_size
             )
         else:
-            images = _generate_with_other(self.generator, grid.input, mode)
+            images = _generate_with_other(generator, grid.input, mode)
         return image_grid(images, columns=grid.columns, value_range=self._value_range)
 
     def _choose_grid(self, source: torch.Generator) -> _Grid:
@@ -529,8 +556,10 @@ class Trainer:
             "bn": self.config.bn,
             "generator": self.generator.state_dict(),
             "discriminator": self.discriminator.state_dict(),
+            **({"generator_ema": self.ema.module.state_dict()} if self.ema is not None else {}),
             "optimizer_g": self.optimizer_g.state_dict(),
             "optimizer_d": self.optimizer_d.state_dict(),
+            "scalers": [u.state_dict() for u in (self._update.update_g, self._update.update_d)],
             "rng": {
                 "latents": self._latents.get_state(),
                 "torch": torch.get_rng_state(),  # for networks of one's own, with dropout
@@ -561,7 +590,13 @@ class Trainer:
         torch.set_rng_state(rng["torch"])
         if self.device.type == "cuda" and rng["cuda"] is not None:
             torch.cuda.set_rng_state(rng["cuda"], self.device)
-        self.step = checkpoint["step"]
+        if self.ema is not None:
+            load_state(self.ema.module, checkpoint["generator_ema"], source=file)
+            self.ema.n_averaged.fill_(1)  # only whether it is the first counts
+        updates = (self._update.update_g, self._update.update_d)
+        for update, state in zip(updates, checkpoint.get("scalers", ({}, {})), strict=True):
+            update.load_state_dict(state)
+        self.step = self._update.number = checkpoint["step"]
         self._window.load(checkpoint["metrics"], self.step, self.device)
         if self.validation is not None:
             self.validation.load(checkpoint["validation"])
