@@ -18,6 +18,7 @@ BENCH = pytest --benchmark-only --benchmark-quiet
 bench:     ## every benchmark, half an hour on 2 cores; the figures as JSON, also of a run that is interrupted
 	$(PAGES_KEPT) $(BENCH) benchmarks/bench_train.py --benchmark-json=$(RESULTS)/train.json
 	$(BENCH) benchmarks/bench_train.py -k "pytorch-64-batch-128" --benchmark-json=$(RESULTS)/train-default-allocator.json
+	$(PAGES_KEPT) $(BENCH) benchmarks/bench_step.py --benchmark-json=$(RESULTS)/step.json
 	$(PAGES_KEPT) $(BENCH) benchmarks/bench_infer.py --benchmark-json=$(RESULTS)/infer.json
 	$(PAGES_KEPT) $(BENCH) benchmarks/bench_ops.py --benchmark-json=$(RESULTS)/layers.json
 	$(PAGES_KEPT) $(BENCH) benchmarks/bench_dedup.py --benchmark-json=$(RESULTS)/dedup.json

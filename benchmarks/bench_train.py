@@ -147,9 +147,7 @@ def _ours(
     def adam(network: nn.Module) -> Adam:
         return Adam(network.parameters(), lr=LEARNING_RATE, betas=BETAS, fused=True)
 
-    step = Step(
-        generator, discriminator, adam(generator), adam(discriminator), autocast=autocast
-    )
+    step = Step(generator, discriminator, adam(generator), adam(discriminator), autocast=autocast)
     if labels is None:
         return lambda: step(real, lambda: generator.sample_latent(len(real)))
 

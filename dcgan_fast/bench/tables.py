@@ -10,6 +10,8 @@ from .rows import COPY, FMA, OURS, Row
 
 TITLES = {
     "train": "Training steps, images/s",
+    "step": "The step's plan beside our own loops, images/s",
+    "penalty": "The discriminator's update with a gradient penalty, images/s",
     "infer": "Generator inference, images/s",
     "ops": "Layers as one op, ms",
     "bn_act": "Batch norm and activation alone, ms",
