@@ -75,6 +75,8 @@ TORCH_LIBRARY(dcgan_fast, m) {
         ", bool[2] output_mask) -> (Tensor grad_input, Tensor grad_bias)");
   m.def("plane_bias_act_backward_(Tensor(a!) grad, Tensor output, " PATTERNS ACT ") -> Tensor grad_bias");
 
+  m.def("gather_images(Tensor images, Tensor rows, Tensor? flips, float low, float high, bool channels_last) -> Tensor");
+
   m.def("pack_codes(Tensor activations, float threshold=0.0) -> Tensor");
   m.def("pixel_codes(Tensor pixels, Tensor weight, Tensor bias, float threshold=0.0) -> Tensor");
   m.def("first_occurrence(Tensor codes) -> (Tensor keep, Tensor group, Tensor counts)");

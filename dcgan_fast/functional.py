@@ -1,10 +1,11 @@
 """The fused ops: (transposed) convolution, batch normalisation and activation in one node each.
 
 Arguments carry the names of :mod:`torch.nn.functional`. All are differentiable to any order, on kernels as far as
-gradient penalties go (:func:`maxout_linear` and :func:`plane_bias_act` twice, through PyTorch's ops), traceable by ``torch.compile(fullgraph=True)`` and known to autocast, which lowers the
-convolution's operands and leaves the parameters of the normalisation alone. Inputs may be contiguous or channels_last;
-the result keeps the format that PyTorch's own ops would give. Statistics are accumulated in float32 (float64 for
-float64) as mean and squared deviations, and do not depend on the number of threads.
+gradient penalties go (:func:`maxout_linear` and :func:`plane_bias_act` twice, through PyTorch's ops), traceable by
+``torch.compile(fullgraph=True)`` and known to autocast, which lowers the convolution's operands and leaves the
+parameters of the normalisation alone. Inputs may be contiguous or channels_last; the result keeps the format that
+PyTorch's own ops would give. Statistics are accumulated in float32 (float64 for float64) as mean and squared
+deviations, and do not depend on the number of threads.
 
 CPU tensors, and CUDA tensors where the CUDA half was built, run the kernels of this library (:func:`maxout_linear`: CPU
 tensors alone); any other device, and a ``process_group``, run :mod:`dcgan_fast.reference`.
@@ -29,6 +30,7 @@ __all__ = [
     "conv_bn_act",
     "conv_transpose_act",
     "conv_transpose_bn_act",
+    "gather_images",
     "maxout_linear",
     "plane_bias_act",
 ]
@@ -309,6 +311,48 @@ def conv_transpose_act(
     )
 
 
+def gather_images(
+    images: Tensor,
+    rows: Tensor,
+    flips: Tensor | None = None,
+    *,
+    value_range: tuple[float, float] = (-1.0, 1.0),
+    memory_format: torch.memory_format = torch.contiguous_format,
+) -> Tensor:
+    """A batch of images out of a data set of bytes: gather, mirror and normalise in one pass.
+
+    The numbers are those of :func:`dcgan_fast.data.normalize` on the CPU, bit for bit, on every device: what
+    torchvision's ``ToTensor`` and ``Normalize`` give for (-1, 1). Not differentiable.
+
+    Args:
+        images: ``(N, C, H, W)`` uint8, contiguous.
+        rows: ``(batch,)`` int64, on the device of ``images``: which images, from 0 to N - 1. On CUDA, where a look at
+            them would wait, others become NaN.
+        flips: ``(batch,)`` bool, likewise: which are mirrored left to right; None: none.
+        value_range: what 0 and 255 become.
+        memory_format: of the result, ``torch.contiguous_format`` or ``torch.channels_last``.
+
+    Returns:
+        ``(batch, C, H, W)`` float32.
+
+    Raises:
+        ValueError: a shape, device or value is wrong.
+        TypeError: a dtype is wrong.
+        IndexError: a row that is not there.
+    """
+    if memory_format not in (torch.contiguous_format, torch.channels_last):
+        raise ValueError(
+            "gather_images(): 'memory_format' must be torch.contiguous_format or torch.channels_last, "
+            f"got {memory_format}"
+        )
+    if not served(images):
+        return reference.gather_images(
+            images, rows, flips, value_range=value_range, memory_format=memory_format
+        )
+    last = memory_format == torch.channels_last
+    return _ops.gather_images(images, rows, flips, *map(float, value_range), last)
+
+
 @_where_served
 def maxout_linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``max over p of (input @ weight[o, p] + bias[o, p])`` for each unit ``o``: a maxout layer.
@@ -550,6 +594,13 @@ def _(  # type: ignore[no-untyped-def]
         1,
         output_mask,  # fmt: skip
     )
+
+
+@torch.library.register_fake("dcgan_fast::gather_images")
+def _(images, rows, flips, low, high, channels_last):  # type: ignore[no-untyped-def]
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    shape = (rows.size(0), *images.shape[1:])
+    return torch.empty(shape, dtype=torch.float32, device=images.device, memory_format=layout)
 
 
 @torch.library.register_fake("dcgan_fast::maxout_linear_forward")

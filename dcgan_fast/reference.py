@@ -18,6 +18,7 @@ __all__ = [
     "conv_bn_act",
     "conv_transpose_act",
     "conv_transpose_bn_act",
+    "gather_images",
     "maxout_linear",
     "plane_bias_act",
 ]
@@ -222,6 +223,23 @@ def conv_transpose_act(
     :func:`dcgan_fast.functional.conv_transpose_act`."""
     z = F.conv_transpose2d(input, weight, bias, stride, padding, output_padding)
     return _activate(z, activation, negative_slope)
+
+
+def gather_images(
+    images: Tensor,
+    rows: Tensor,
+    flips: Tensor | None = None,
+    *,
+    value_range: tuple[float, float] = (-1.0, 1.0),
+    memory_format: torch.memory_format = torch.contiguous_format,
+) -> Tensor:
+    """Images by their rows, mirrored and normalised; see :func:`dcgan_fast.functional.gather_images`."""
+    low, high = value_range
+    chosen = images[rows]
+    if flips is not None:
+        chosen = torch.where(flips.view(-1, 1, 1, 1), chosen.flip(-1), chosen)
+    floats = chosen.to(torch.float32, copy=True, memory_format=memory_format)
+    return floats.div_(255 / (high - low)).add_(low)
 
 
 def maxout_linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -174,12 +174,43 @@ def test_batches_on_a_gpu_equal_those_on_the_cpu() -> None:
         assert torch.equal(one[1], other[1].cpu())
 
 
+def streamed(*arguments: Any, **options: Any) -> Batches:
+    """As of a data set that is too large to lie on the device."""
+    batches = Batches(*arguments, **options)
+    batches._fits = lambda: False
+    return batches
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_data_on_the_device_and_data_that_is_not_give_the_same_batches(memory_format) -> None:
+    options = {"seed": 3, "flip": True, "memory_format": memory_format, "value_range": (0.0, 1.0)}
+    on_device, off = Batches(numbered(70), 8, **options), streamed(numbered(70), 8, **options)
+    for _ in range(2):
+        for (one, labels), (other, other_labels) in zip(
+            on_device.labelled(), off.labelled(), strict=True
+        ):
+            assert torch.equal(one, other) and torch.equal(labels, other_labels)
+            assert one.stride() == other.stride()
+            assert on_device.position == off.position
+    assert on_device._resident is not None and off._resident is None
+    assert on_device.state_dict() == off.state_dict()
+
+
+def test_a_data_set_of_more_than_a_quarter_of_the_memory_does_not_fit(monkeypatch) -> None:
+    batches = Batches(numbered(70), 8, seed=0)
+    assert batches._fits()
+    monkeypatch.setattr(
+        "os.sysconf", lambda name: {"SC_PAGE_SIZE": 4, "SC_PHYS_PAGES": 70 * 48 - 1}[name]
+    )
+    assert not batches._fits()
+
+
 def test_a_broken_off_iteration_ends_its_thread_and_goes_on_later() -> None:
     def threads() -> list[str]:
         return [t.name for t in threading.enumerate() if t.name.startswith("dcgan_fast-batches")]
 
-    batches = Batches(numbered(64), 8, seed=0)
-    expected = drawn(Batches(numbered(64), 8, seed=0))
+    batches = streamed(numbered(64), 8, seed=0)
+    expected = drawn(streamed(numbered(64), 8, seed=0))
     iterator = iter(batches)
     got = [next(iterator), next(iterator)]
     assert threads()

@@ -1,12 +1,15 @@
 """Shuffled float batches from a prepared data set, without Python work for each image.
 
-One gather of uint8 rows, one flip of the chosen ones, one conversion to float on the device. A
-thread gathers two batches ahead, so that page faults and disk reads hide behind the training step;
-bytes, not floats, travel to the device.
+A data set that takes little of the device's memory lies there as bytes, and one op makes a batch of them:
+gather, mirror and normalise in one pass (:func:`dcgan_fast.functional.gather_images`). Of a larger one a thread
+gathers two batches of bytes ahead, so that page faults and disk reads hide behind the training step; bytes, not
+floats, travel to the device.
 """
 
 from __future__ import annotations
 
+import os
+import warnings
 from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,10 +20,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .. import functional
 from ..errors import UserError
 from .dataset import Dataset
 
 _AHEAD = 2
+_SHARE_OF_MEMORY = 4  # the data set may take a quarter of the device's
 _ORDER, _FLIPS = 0, 1  # the independent random streams of an epoch
 
 
@@ -108,6 +113,7 @@ class Batches:
         self.rank, self.world_size = rank, world_size
         # A plain view: the memory map's subclass costs microseconds an operation.
         self._images = np.asarray(dataset.images)
+        self._resident: Tensor | None = None  # all images on the device, from the first batch on
         self.seek(*start)
 
     def __len__(self) -> int:
@@ -132,7 +138,7 @@ class Batches:
 
     def __iter__(self) -> Iterator[Tensor]:
         for images, _ in self._draw():
-            yield self._to_device(images)
+            yield images
 
     def labelled(self) -> Iterator[tuple[Tensor, Tensor]]:
         """As iteration, with each batch's labels, int64 (B,). UserError where there are none."""
@@ -173,11 +179,55 @@ class Batches:
     def _with_labels(self, labels: np.ndarray) -> Iterator[tuple[Tensor, Tensor]]:
         for images, rows in self._draw():
             chosen = torch.from_numpy(labels[rows]).to(self.device, non_blocking=True)
-            yield self._to_device(images), chosen
+            yield images, chosen
 
     def _draw(self) -> Iterator[tuple[Tensor, np.ndarray]]:
-        """uint8 batches and their rows to the end of the epoch, gathered ahead by one thread."""
+        """Batches on the device and their rows, to the end of the epoch."""
         order, flips = self._plan(self._epoch)
+        if self._resident is None and self._fits():
+            self._resident = _as_tensor(self._images).to(self.device)
+        for images, rows in (
+            self._ahead(order, flips) if self._resident is None else self._at_once(order, flips)
+        ):
+            self._position += 1
+            yield images, rows
+        self.seek(self._epoch + 1)
+
+    def _fits(self) -> bool:
+        """Whether the data set is dense and takes at most a quarter of the device's memory."""
+        if not self._images.flags.c_contiguous or not functional.served(
+            torch.empty(0, device=self.device)
+        ):
+            return False
+        if self.device.type == "cuda":
+            memory = torch.cuda.get_device_properties(self.device).total_memory
+        else:
+            memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return bool(self._images.nbytes <= memory // _SHARE_OF_MEMORY)
+
+    def _at_once(self, order: np.ndarray, flips: np.ndarray) -> Iterator[tuple[Tensor, np.ndarray]]:
+        """From the images on the device; what travels there is the numbers of the rows."""
+        assert self._resident is not None
+        for position in range(self._position, len(self)):
+            rows = self._share(order, position)
+            mirrored = self._on_device(self._share(flips, position)) if self.flip else None
+            images = functional.gather_images(
+                self._resident,
+                self._on_device(rows),
+                mirrored,
+                value_range=self.value_range,
+                memory_format=self.memory_format,
+            )
+            yield images, rows
+
+    def _on_device(self, values: np.ndarray) -> Tensor:
+        tensor = torch.from_numpy(values)
+        if self.device.type == "cuda":
+            tensor = tensor.pin_memory()
+        return tensor.to(self.device, non_blocking=True)
+
+    def _ahead(self, order: np.ndarray, flips: np.ndarray) -> Iterator[tuple[Tensor, np.ndarray]]:
+        """From the host's images, gathered as bytes by one thread, two batches ahead."""
         with ThreadPoolExecutor(1, thread_name_prefix="dcgan_fast-batches") as pool:
             jobs = (
                 pool.submit(self._gather, self._share(order, p), self._share(flips, p))
@@ -187,9 +237,7 @@ class Batches:
             while ahead:
                 batch = ahead.popleft().result()
                 ahead.extend(islice(jobs, 1))
-                self._position += 1
-                yield batch
-        self.seek(self._epoch + 1)
+                yield self._to_device(batch[0]), batch[1]
 
     def _plan(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         def stream(which: int) -> np.random.Generator:
@@ -217,6 +265,14 @@ class Batches:
         return normalize(
             images, self.value_range, device=self.device, memory_format=self.memory_format
         )
+
+
+def _as_tensor(images: np.ndarray) -> Tensor:
+    """A view, of a file that is open for reading alone too: PyTorch warns of those, for it cannot know that nobody
+    writes."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(images)
 
 
 def _require_integer(name: str, value: Any, low: int, high: int | None = None) -> None:

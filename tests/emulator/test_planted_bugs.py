@@ -21,6 +21,8 @@ from first_occurrence_emulated import (
     colliding_codes,
     first_occurrences,
 )
+from gather_images_emulated import EmulatedGatherImages, GatherCase
+from gather_images_emulated import expected as gathered
 from maxout_linear_emulated import EmulatedMaxout, MaxoutCase
 from pack_codes_emulated import EmulatedPackCodes, PackCase, packed
 from parzen_emulated import EmulatedParzen, ParzenCase
@@ -55,6 +57,11 @@ CONV_CASES = [
     ConvCase(1, (72, 10, 10), 128, kernel=(3, 3), stride=(1, 1), warpgroups=True),
 ]
 
+GATHER_CASES = [
+    GatherCase((3, 8, 8), channels_last=True),
+    GatherCase((3, 5, 7)),
+    GatherCase((1, 4, 4), channels_last=True, misaligned_elements=1),
+]
 PACK_CASES = [
     PackCase(30, 128),
     PackCase(5, 100),
@@ -136,6 +143,14 @@ def run_all(
             yield functools.partial(assert_conv_right, conv, inputs, results), results
         if isinstance(emulated, EmulatedBoxConv):
             yield check_tf32_boxes(emulated, schedule, seed)
+    elif isinstance(emulated, EmulatedGatherImages):
+        for gather in GATHER_CASES:
+            images, rows, flips = gather.tensors()
+            right = gathered(gather, images, rows, flips)
+            rows[0], right[0] = gather.count, -7.0  # not there: NaN
+            output = emulated.gather(gather, images, rows, flips, schedule, seed)
+            results = {"output": output.nan_to_num(-7.0)}
+            yield functools.partial(assert_same, {"output": right}, results), results
     elif isinstance(emulated, EmulatedPackCodes):
         for pack in PACK_CASES:
             activations = pack.activations()
@@ -292,6 +307,7 @@ FILES: dict[type[Emulated], tuple[str, ...]] = {
         "conv_pack_weights.cuh",
         "conv_boxes_weight_grad.cuh",
     ),
+    EmulatedGatherImages: ("gather_images.cu", "gather_images.cuh"),
     EmulatedPackCodes: ("pack_codes.cu", "pack_codes.cuh"),
     EmulatedFirstOccurrence: ("first_occurrence.cu", "first_occurrence.cuh"),
     EmulatedParzen: ("parzen.cu", "parzen.cuh"),
@@ -958,6 +974,34 @@ BUGS = [
         "values",
     ),
     Bug(
+        "an image is mirrored a pixel too far",
+        "gather_images.cuh",
+        "(width - 1 - x)",
+        "(width - x)",
+        "values",
+    ),
+    Bug(
+        "the last values of an image go on into the next",
+        "gather_images.cuh",
+        "if (first >= values) return;",
+        "if (first > values) return;",
+        "asan",
+    ),
+    Bug(
+        "the image after the last is read",
+        "gather_images.cuh",
+        "row < args.count",
+        "row <= args.count",
+        "asan",
+    ),
+    Bug(
+        "16 bytes are written to anywhere",
+        "gather_images.cu",
+        "args.output) % kAccessBytes == 0",
+        "args.output) % sizeof(float) == 0",
+        "asan",
+    ),
+    Bug(
         "the threshold is above itself",
         "pack_codes.cuh",
         "value > args.threshold",
@@ -1356,6 +1400,7 @@ OPS = (
     EmulatedConv,
     EmulatedImageConv,
     EmulatedBoxConv,
+    EmulatedGatherImages,
     EmulatedPackCodes,
     EmulatedFirstOccurrence,
     EmulatedParzen,
