@@ -8,7 +8,8 @@ PyTorch's own ops would give. Statistics are accumulated in float32 (float64 for
 deviations, and do not depend on the number of threads.
 
 CPU tensors, and CUDA tensors where the CUDA half was built, run the kernels of this library (:func:`maxout_linear`: CPU
-tensors alone); any other device, and a ``process_group``, run :mod:`dcgan_fast.reference`.
+tensors alone); any other device, a ``process_group``, transforms of ``torch.func`` and forward-mode differentiation run
+:mod:`dcgan_fast.reference`.
 :func:`dcgan_fast.build_info` tells which.
 """
 
@@ -47,6 +48,13 @@ def served(input: Tensor) -> bool:
     return input.device.type in _SERVED_DEVICES
 
 
+def transformed() -> bool:
+    """Whether ``torch.func`` transforms a call, or forward mode differentiates it: C++ nodes know of neither."""
+    return (
+        torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
+    )
+
+
 def _where_served(op: Callable[P, Tensor]) -> Callable[P, Tensor]:
     """``op`` where our kernels serve the call, its namesake in :mod:`dcgan_fast.reference` elsewhere."""
     stand_in: Callable[P, Tensor] = getattr(reference, op.__name__)
@@ -54,7 +62,11 @@ def _where_served(op: Callable[P, Tensor]) -> Callable[P, Tensor]:
     @functools.wraps(op)
     def run(*args: P.args, **kwargs: P.kwargs) -> Tensor:
         input = args[0] if args else kwargs["input"]
-        if kwargs.get("process_group") is None and served(cast(Tensor, input)):
+        if (
+            kwargs.get("process_group") is None
+            and served(cast(Tensor, input))
+            and not transformed()
+        ):
             return op(*args, **kwargs)
         return stand_in(*args, **kwargs)
 

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import is_fake
 
 from . import functional
 from .errors import UserError
@@ -33,6 +34,7 @@ from .nn import (
     activation_options,
     plain_is_wanted,
     plan,
+    refuse_script,
     watch_engines,
     why_watched,
 )
@@ -52,8 +54,11 @@ __all__ = [
 def check_labels(owner: str, labels: Tensor, batch: int, classes: int) -> None:
     """Raises UserError unless ``labels`` are (batch,) integers below ``classes``, or (batch, classes) weights of each.
 
-    The values of integers on other devices than the CPU are left to the ops that read them: a look would wait for them.
+    The values of integers are left to the ops that read them where a look would wait for another device, and where
+    there is nothing to look at: in a graph that is traced, under transforms, of tensors that are shapes alone.
     """
+    if torch.jit.is_tracing():
+        return  # sizes are values of the graph
     rule = f"int64 ({batch},), or floating point ({batch}, {classes})"
     if labels.is_floating_point():
         if tuple(labels.shape) != (batch, classes):
@@ -63,11 +68,16 @@ def check_labels(owner: str, labels: Tensor, batch: int, classes: int) -> None:
         raise UserError(
             f"{owner}: 'labels' must be {rule}, got {labels.dtype} of shape {tuple(labels.shape)}"
         )
-    if labels.device.type == "cpu" and not torch.compiler.is_compiling() and batch:
+    if batch and _can_be_read(labels):
         low, high = (int(bound) for bound in labels.aminmax())
         if low < 0 or high >= classes:
             wrong = low if low < 0 else high
             raise UserError(f"{owner}: 'labels' must be from 0 to {classes - 1}, got {wrong}")
+
+
+def _can_be_read(labels: Tensor) -> bool:
+    traced = torch.compiler.is_compiling() or functional.transformed()
+    return labels.device.type == "cpu" and not traced and not is_fake(labels)
 
 
 def one_hot(labels: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
@@ -75,7 +85,7 @@ def one_hot(labels: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
     if labels.is_floating_point():
         return labels.to(dtype)
     hot = torch.zeros(labels.shape[0], classes, dtype=dtype, device=labels.device)
-    return hot.scatter_(1, labels[:, None], 1)
+    return hot.scatter(1, labels[:, None], 1)  # not in place, for vmap
 
 
 # ---------------------------------------------------------------- planes
@@ -229,8 +239,9 @@ class _LabelConvolution(nn.Module):
             self._transposed,
         )
         wide = torch.float64 if self.weight.dtype == torch.float64 else torch.float32
-        # what is kept between calls is no part of a compiled graph
-        find = _pattern.__wrapped__ if torch.compiler.is_compiling() else _pattern
+        # what is kept between calls is no part of a compiled graph, and no fake tensor or other creature of a mode
+        for_now = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
+        find = _pattern.__wrapped__ if for_now else _pattern
         return find(along, input.device, wide)
 
 
@@ -343,6 +354,8 @@ class LabelRun(Run):
 class FusedLabelSequential(LabelSequential):
     """A :class:`LabelSequential` on the fused ops, as :class:`~dcgan_fast.nn.FusedSequential` runs its children:
     without planes, an activation as its convolution's own, batch norm and activation as one op."""
+
+    __prepare_scriptable__ = refuse_script
 
     def forward(self, input: Tensor, labels: Tensor) -> Tensor:  # type: ignore[override]
         if plain_is_wanted(input):

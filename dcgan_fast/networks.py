@@ -49,6 +49,8 @@ def choice(owner: str, name: str, value: Any, choices: tuple[str, ...]) -> str:
 
 def check_shape(owner: str, name: str, tensor: Tensor, *shapes: tuple[int, ...]) -> None:
     """Each row of ``tensor`` has one of ``shapes``."""
+    if torch.jit.is_tracing():
+        return  # sizes are values of the graph
     if tuple(tensor.shape[1:]) not in shapes:
         rule = " or ".join(f"(N, {', '.join(map(str, shape))})" for shape in shapes)
         raise UserError(f"{owner}: '{name}' must be {rule}, got {tuple(tensor.shape)}")

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, NoReturn, TypeVar, cast
 
 import torch
 import torch.nn.modules.module as module_globals
@@ -209,14 +209,11 @@ def plain_is_wanted(input: Tensor) -> bool:
         or module_globals._global_backward_pre_hooks
     ):
         return True
+    if functional.transformed():
+        return True
     if torch.compiler.is_compiling():
         return torch.compiler.is_exporting()
-    return (
-        torch.jit.is_tracing()
-        or isinstance(input, torch.fx.Proxy)
-        or torch._C._are_functorch_transforms_active()
-        or torch.autograd.forward_ad._current_level >= 0
-    )
+    return torch.jit.is_tracing() or isinstance(input, torch.fx.Proxy)
 
 
 def activation_at(
@@ -268,6 +265,14 @@ def plan(modules: Sequence[nn.Module]) -> Iterator[Run]:
             i += 1
 
 
+def refuse_script(model: nn.Module) -> NoReturn:
+    """What ``torch.jit.script`` asks of a fused sequence: it would compile the planning, in words of its own."""
+    raise RuntimeError(
+        f"torch.jit.script(): a {type(model).__name__} cannot be scripted; script dcgan_fast.unfuse(model), or use "
+        "torch.jit.trace or torch.export"
+    )
+
+
 class FusedSequential(nn.Sequential):
     """An ``nn.Sequential`` that runs (transposed) convolution, batch norm and activation as one op.
 
@@ -280,6 +285,8 @@ class FusedSequential(nn.Sequential):
     :func:`explain` shows what runs as what. The plan is made anew in each call (about a microsecond a child), so that
     hooks and replaced children are seen.
     """
+
+    __prepare_scriptable__ = refuse_script
 
     def forward(self, input: Tensor) -> Tensor:
         if plain_is_wanted(input):
