@@ -197,6 +197,8 @@ def _obstacle(module: nn.Module) -> str:
             return "bias=False"
         if module.momentum is None:
             return "momentum=None"
+        if module.eps <= 0:
+            return f"eps={module.eps}"  # PyTorch's to refuse
     return ""
 
 
