@@ -69,6 +69,14 @@ at::MemoryFormat result_format(const Tensor& input, const Tensor& weight) {
   return last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
 }
 
+// `maps`, made here, in `format`. Of one channel, or of one pixel, both formats are the same bytes, and contiguous() leaves
+// the strides as they are; but these are what everybody after us, and the shapes that torch.compile works out, go by.
+Tensor laid_out(const Tensor& maps, at::MemoryFormat format) {
+  const Tensor result = maps.contiguous(format);
+  if (result.is_same(maps)) result.unsafeGetTensorImpl()->empty_tensor_restride(format);
+  return result;
+}
+
 Tensor channels_last(const Tensor& maps) { return maps.contiguous(at::MemoryFormat::ChannelsLast); }
 
 cpu::ConvShape shape_of(const Convolution& c, const Tensor& weight, at::IntArrayRef fine, at::IntArrayRef coarse) {
@@ -144,7 +152,7 @@ Tensor Convolution::fused(const Tensor& input, const Tensor& weight, const ConvF
   const auto sizes = output_sizes(*this, input, weight);
 #ifdef DCGAN_FAST_CUDA
   if (on_our_cuda(*this, input, weight)) {
-    return conv_cuda(*this, transposed, input, weight, sizes, finish).contiguous(result_format(input, weight));
+    return laid_out(conv_cuda(*this, transposed, input, weight, sizes, finish), result_format(input, weight));
   }
 #endif
   if (!on_our_cpu(input, weight)) return {};
@@ -155,7 +163,7 @@ Tensor Convolution::fused(const Tensor& input, const Tensor& weight, const ConvF
   const CpuEpilogue epilogue(finish);
   const Tensor out = empty_maps(sizes, input.options(), at::MemoryFormat::ChannelsLast);
   run_engine(*engine, direction, shape, weight, channels_last(input), out, epilogue.of_engine, !gradient_next);
-  return out.contiguous(result_format(input, weight));
+  return laid_out(out, result_format(input, weight));
 }
 
 Tensor Convolution::reference(const Tensor& input, const Tensor& weight, const OptionalTensor& bias) const {
@@ -175,8 +183,8 @@ std::tuple<Tensor, Tensor, Tensor> Convolution::backward(const Tensor& grad, con
                  &coarse = transposed ? input : dense_grad;
     ConvFinish sum_up;
     sum_up.below = below;
-    if (mask[0]) grad_input = conv_cuda(*this, !transposed, dense_grad, weight, input.sizes(), sum_up).contiguous(format);
-    if (mask[1]) grad_weight = conv_weight_grad_cuda(*this, weight, fine, coarse).contiguous(format);
+    if (mask[0]) grad_input = laid_out(conv_cuda(*this, !transposed, dense_grad, weight, input.sizes(), sum_up), format);
+    if (mask[1]) grad_weight = laid_out(conv_weight_grad_cuda(*this, weight, fine, coarse), format);
     if (mask[2]) grad_bias = grad.sum({0, 2, 3});
     mask = {};
   }
@@ -192,14 +200,14 @@ std::tuple<Tensor, Tensor, Tensor> Convolution::backward(const Tensor& grad, con
     if (data) {
       const Tensor out = empty_maps(input.sizes(), input.options(), at::MemoryFormat::ChannelsLast);
       run_engine(*data, opposite, shape, weight, dense_grad, out, {}, !trains);
-      grad_input = out.contiguous(format);
+      grad_input = laid_out(out, format);
       mask[0] = false;
     }
     if (of_weight) {
       const Tensor dense_input = channels_last(input);
-      grad_weight = weight_gradient(*of_weight, shape, weight, transposed ? dense_grad : dense_input,
-                                    transposed ? dense_input : dense_grad)
-                        .contiguous(format);
+      grad_weight = laid_out(weight_gradient(*of_weight, shape, weight, transposed ? dense_grad : dense_input,
+                                             transposed ? dense_input : dense_grad),
+                             format);
       mask[1] = false;
     }
     if ((data || of_weight) && mask[2]) {
