@@ -207,9 +207,8 @@ class _LabelConvolution(nn.Module):
         """``activation(layer(input, labels))`` on the fused ops."""
         # one node whose gradient is one concatenation, where two slices would fill and add two whole weights
         channels = self.in_channels - self.classes
-        of_maps, of_planes = self.weight.split(
-            [channels, self.classes], 0 if self._transposed else 1
-        )
+        weight = self.weight  # one look: a parametrized weight is worked out at each
+        of_maps, of_planes = weight.split([channels, self.classes], 0 if self._transposed else 1)
         watch_engines(self, input, of_maps)  # type: ignore[arg-type]
         options: dict[str, Any] = {"stride": self.stride, "padding": self.padding}
         if self._transposed:
@@ -217,7 +216,7 @@ class _LabelConvolution(nn.Module):
             of_planes = of_planes.transpose(0, 1)
         convolve = functional.conv_transpose_act if self._transposed else functional.conv_act
         output = convolve(input, of_maps, self.bias, activation="none", **options)
-        rows, columns = (self._pattern(input, output, axis) for axis in (0, 1))
+        rows, columns = (self._pattern(input, output, weight.dtype, axis) for axis in (0, 1))
         with _lowered(input.device):
             bias = _plane_bias(of_planes, labels, rows.taps, columns.taps)
         return functional.plane_bias_act(
@@ -229,7 +228,7 @@ class _LabelConvolution(nn.Module):
             inplace=not torch.compiler.is_compiling(),  # where it would be undone
         )
 
-    def _pattern(self, input: Tensor, output: Tensor, axis: int) -> _Pattern:
+    def _pattern(self, input: Tensor, output: Tensor, dtype: torch.dtype, axis: int) -> _Pattern:
         along = Axis(
             input.size(2 + axis),
             output.size(2 + axis),
@@ -238,7 +237,7 @@ class _LabelConvolution(nn.Module):
             self.padding[axis],
             self._transposed,
         )
-        wide = torch.float64 if self.weight.dtype == torch.float64 else torch.float32
+        wide = torch.float64 if dtype == torch.float64 else torch.float32
         # what is kept between calls is no part of a compiled graph, and no fake tensor or other creature of a mode
         for_now = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
         find = _pattern.__wrapped__ if for_now else _pattern

@@ -14,6 +14,7 @@ import torch
 import torch.nn.modules.module as module_globals
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils import parametrize
 from torch.optim.swa_utils import update_bn
 
 from . import functional, reference
@@ -44,6 +45,7 @@ _ACTIVATIONS = {
     nn.Tanh: "tanh",
     nn.Sigmoid: "sigmoid",
 }
+_FUSIBLE = {*_CONVOLUTIONS, *_NORMALISATIONS, *_ACTIVATIONS}
 
 
 @dataclass(frozen=True)
@@ -79,12 +81,11 @@ class Run:
                 input = module(input)
             return input
         conv, bn = self.convolution, self.normalisation
-        if conv is not None:
-            watch_engines(conv, input, conv.weight)
         arguments: list[Tensor | None] = []
         options: dict[str, object] = {**activation_options(self.activation)}
         if conv is not None:
-            arguments.append(conv.weight)
+            arguments.append(conv.weight)  # one look: a parametrized weight is worked out at each
+            watch_engines(conv, input, cast(Tensor, arguments[0]))
             options |= {"stride": conv.stride, "padding": conv.padding}
             if isinstance(conv, nn.ConvTranspose2d):
                 options["output_padding"] = conv.output_padding
@@ -178,13 +179,25 @@ def why_watched(module: nn.Module) -> str:
     return ""
 
 
+def _kind(module: nn.Module) -> type[nn.Module]:
+    """The class of ``module``, that of before its parametrizations (spectral norm, say) where it is of no fused op."""
+    kind = type(module)
+    return kind if kind in _FUSIBLE else parametrize.type_before_parametrizations(module)
+
+
 def _obstacle(module: nn.Module) -> str:
     """Why ``module`` must run as itself; empty when a fused op may stand in for it."""
-    kind = type(module)
-    if kind not in _CONVOLUTIONS and kind not in _NORMALISATIONS and kind not in _ACTIVATIONS:
-        return f"{kind.__name__} is not part of a fused op"
+    kind = _kind(module)
+    if kind not in _FUSIBLE:
+        return f"{type(module).__name__} is not part of a fused op"
     if watched := why_watched(module):
         return watched
+    if kind is not type(module):
+        # a weight is read once in a pass, as the module's own forward does; other tensors are not
+        free = ("weight",) if kind in _CONVOLUTIONS else ()
+        parametrized = [name for name in cast(Any, module).parametrizations if name not in free]
+        if parametrized:
+            return f"parametrized {parametrized[0]}"
     if isinstance(module, _CONVOLUTIONS):
         if module.groups != 1:
             return f"groups={module.groups}"
@@ -241,7 +254,7 @@ def plan(modules: Sequence[nn.Module]) -> Iterator[Run]:
     def at(i: int, kinds: Iterable[type]) -> nn.Module | None:
         return (
             modules[i]
-            if i < len(modules) and not reasons[i] and type(modules[i]) in kinds
+            if i < len(modules) and not reasons[i] and _kind(modules[i]) in kinds
             else None
         )
 
@@ -280,10 +293,11 @@ class FusedSequential(nn.Sequential):
 
     The children stay plain ``nn.Conv2d``, ``nn.ConvTranspose2d``, ``nn.BatchNorm1d/2d/3d``, ``nn.ReLU``,
     ``nn.LeakyReLU``, ``nn.Tanh``, ``nn.Sigmoid``: the state dict, initialisation by class name, ``.to()``, indexing are
-    those of ``nn.Sequential``, and the result is the same to rounding. A child that no fused op equals (hooks, groups,
-    dilation, padding modes, ``momentum=None``, subclasses, any other module) runs as itself, as does every child while
-    the network is exported or traced (so that such graphs hold PyTorch's own ops alone), under ``torch.func``
-    transforms and in forward-mode differentiation.
+    those of ``nn.Sequential``, and the result is the same to rounding. A convolution may have its weight parametrized
+    (``torch.nn.utils.parametrizations``). A child that no fused op equals (hooks, groups, dilation, padding modes,
+    ``momentum=None``, subclasses, any other module) runs as itself, as does every child while the network is exported
+    or traced (so that such graphs hold PyTorch's own ops alone), under ``torch.func`` transforms and in forward-mode
+    differentiation.
     :func:`explain` shows what runs as what. The plan is made anew in each call (about a microsecond a child), so that
     hooks and replaced children are seen.
     """
@@ -420,7 +434,7 @@ def explain(model: nn.Module, *inputs: Tensor) -> str:
         if not isinstance(module, nn.Sequential):
             continue
         keys = iter(module._modules)  # one module may stand at several places
-        fused = type(module) in FUSED.values()
+        fused = isinstance(module, tuple(FUSED.values()))
         runs: Iterator[Run] = cast(Any, module).runs() if fused else plan(list(module))
         for run in runs:
             names = [next(keys) for _ in run.modules]

@@ -159,7 +159,7 @@ def test_global_hooks_see_every_child():
         ([nn.Conv2d(4, 4, 3, bias=True), nn.BatchNorm2d(4), nn.ReLU()], "dcgan_fast.bn_act"),
         ([nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4, track_running_stats=False), nn.ReLU()], "dcgan_fast.bn_act"),
         ([nn.ReLU(), nn.Conv2d(4, 4, 3, bias=False), nn.Identity(), nn.BatchNorm2d(4)], "Identity"),
-        ([nn.utils.parametrizations.spectral_norm(nn.Conv2d(4, 4, 3)), nn.ReLU()], "ParametrizedConv2d"),
+        ([nn.utils.parametrizations.spectral_norm(nn.Conv2d(4, 4, 3)), nn.ReLU()], "dcgan_fast.conv_act"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("training", [True, False])
