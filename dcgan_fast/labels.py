@@ -59,20 +59,24 @@ def check_labels(owner: str, labels: Tensor, batch: int, classes: int) -> None:
     """
     if torch.jit.is_tracing():
         return  # sizes are values of the graph
-    rule = f"int64 ({batch},), or floating point ({batch}, {classes})"
     if labels.is_floating_point():
         if tuple(labels.shape) != (batch, classes):
-            raise UserError(f"{owner}: 'labels' must be {rule}, got shape {tuple(labels.shape)}")
+            came = f"shape {tuple(labels.shape)}"
+            raise UserError(f"{owner}: 'labels' must be {_rule(batch, classes)}, got {came}")
         return
     if labels.dtype != torch.int64 or tuple(labels.shape) != (batch,):
-        raise UserError(
-            f"{owner}: 'labels' must be {rule}, got {labels.dtype} of shape {tuple(labels.shape)}"
-        )
+        came = f"{labels.dtype} of shape {tuple(labels.shape)}"
+        raise UserError(f"{owner}: 'labels' must be {_rule(batch, classes)}, got {came}")
     if batch and _can_be_read(labels):
         low, high = (int(bound) for bound in labels.aminmax())
         if low < 0 or high >= classes:
             wrong = low if low < 0 else high
             raise UserError(f"{owner}: 'labels' must be from 0 to {classes - 1}, got {wrong}")
+
+
+def _rule(batch: int, classes: int) -> str:
+    """Worded for an error alone: a batch of any size, written down, would be one of this size to a compiler."""
+    return f"int64 ({batch},), or floating point ({batch}, {classes})"
 
 
 def _can_be_read(labels: Tensor) -> bool:

@@ -235,8 +235,9 @@ class PlaneBiasActNode : public torch::autograd::Function<PlaneBiasActNode> {
     // without an activation the result is not needed, and whoever gets it may overwrite it
     ctx->save_for_backward({activation == "none" ? Tensor() : output, rows, columns});
     auto& data = ctx->saved_data;
-    data["row_patterns"] = bias.size(2);
-    data["column_patterns"] = bias.size(3);
+    // not size(): of a tensor whose batch is a symbol it would settle that too
+    data["row_patterns"] = bias.sym_size(2).guard_int(__FILE__, __LINE__);
+    data["column_patterns"] = bias.sym_size(3).guard_int(__FILE__, __LINE__);
     data["dtype"] = bias.scalar_type();
     data["activation"] = std::string(activation);
     data["negative_slope"] = negative_slope;
