@@ -37,7 +37,7 @@ from .experiments import add_commands
 from .files import make_folder, write_text
 from .latent import latents_of
 from .nn import explain
-from .training import ProgressBar, TrainConfig, Trainer, load_networks
+from .training import ProgressBar, TrainConfig, Trainer, load_networks, read_settings
 from .training.config import DIGITS_WIDTH, EPOCHS, LOSS_OUTPUTS, OPTIMIZERS, STEPS_AT_LEAST
 from .training.losses import OBJECTIVES
 from .training.penalties import PENALTIES
@@ -89,8 +89,17 @@ def _print_warning(message: Warning | str, *_: Any, **__: Any) -> None:
 # -------------------------------------------------------------------------------------- commands
 
 
-def _train(resume: str | None = None, **settings: Any) -> int:
+def _train(
+    resume: str | None = None,
+    config: str | None = None,
+    print_config: bool = False,
+    **settings: Any,
+) -> int:
     _translate_examples_flags(settings)
+    if config is not None:
+        if resume is not None:
+            raise UserError("--config is for a new run, and --resume continues one with its own")
+        settings = read_settings(config) | settings
     if resume is None:
         if settings.get("conditional"):
             settings.setdefault("preset", "cgan-dcgan")
@@ -99,6 +108,9 @@ def _train(resume: str | None = None, **settings: Any) -> int:
         # Without a path, --out and --name say where the run is; they cannot change it.
         path = resume or Path(settings.pop("out", "runs"), settings.pop("name", None) or "")
         trainer = Trainer.resume(path, **settings)
+    if print_config:
+        print(trainer.config.to_json(), end="")
+        return 0
     print(_summary(trainer))
     if trainer.step >= trainer.last_step:
         print(f"complete at step {trainer.step} already; more --epochs would continue it")
@@ -959,6 +971,19 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N|Ts",
         help="a checkpoint every N steps or T seconds, besides the ends of epochs "
         f"(default: {default.save_seconds:g}s)",
+    )
+
+    add = _adder(parser.add_argument_group("configuration"))
+    add(
+        "--config",
+        metavar="FILE",
+        help="settings from a .json or .yaml, named as in a run's config.json, which is such a file; flags given "
+        "beside it win (YAML needs the extra yaml)",
+    )
+    add(
+        "--print-config",
+        action="store_true",
+        help="print all settings as the run's config.json would hold them, and stop (the data are looked at)",
     )
 
     add = _adder(parser.add_argument_group("continuing"))

@@ -18,8 +18,11 @@ def installed_module(name: str) -> Any | None:
         return None
 
 
-def optional_module(name: str, what: str, extra: str) -> Any:
+def optional_module(name: str, what: str, extra: str, package: str | None = None) -> Any:
     """The module ``name``.
+
+    Args:
+        package: that it comes in, where that is not called as the module is.
 
     Raises:
         UserError: its package is not installed; the message says that ``what`` needs it, and that it, or this library's
@@ -27,6 +30,6 @@ def optional_module(name: str, what: str, extra: str) -> Any:
     """
     module = installed_module(name)
     if module is None:
-        package = name.partition(".")[0]
+        package = package or name.partition(".")[0]
         raise UserError(f"{what} needs {package}: pip install {package}, or 'dcgan-fast[{extra}]'")
     return module

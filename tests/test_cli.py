@@ -193,6 +193,35 @@ def test_every_flag_reaches_its_setting(monkeypatch: pytest.MonkeyPatch) -> None
     assert seen[2] == cli.TrainConfig(d_steps_per_g=2, accumulate=3, g_steps_per_d=4)
 
 
+def test_settings_from_a_file(
+    run: Path, error_of: Callable[..., str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("own.json").write_text((run / "config.json").read_text())
+    flags = ["--config", "own.json", "--lr", "0.001", "--name", "again", "--out", "runs"]
+    assert cli.main(["train", *flags, "--print-config"]) == 0
+    printed = capsys.readouterr().out
+    assert os.listdir() == ["own.json"]
+    assert cli.main(["train", *flags]) == 0
+    assert Path("runs/again/config.json").read_text() == printed
+    then, now = json.loads((run / "config.json").read_text()), json.loads(printed)
+    assert {name for name in then if then[name] != now[name]} == {"lr", "out", "name"}
+    assert "--config is for a new run" in error_of("train", *flags, "--resume", "runs/again")
+
+
+def test_a_run_again_by_its_own_configuration(run: Path, tmp_path: Path) -> None:
+    assert cli.main(["train", "--config", str(run / "config.json"), "--out", str(tmp_path)]) == 0
+    assert_same_checkpoint(run / "checkpoint.pt", tmp_path / "fake-pytorch" / "checkpoint.pt")
+
+
+def test_a_file_may_ask_for_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr(cli, "Trainer", lambda config: seen.append(config) or sys.exit(7))
+    Path("run.json").write_text('{"conditional": true}')
+    with pytest.raises(SystemExit):
+        cli.main(["train", "--config", "run.json"])
+    assert seen[0].preset == "cgan-dcgan"
+
+
 @pytest.mark.parametrize(
     ("flags", "settings"),
     [

@@ -5,6 +5,7 @@ from __future__ import annotations
 from .callbacks import Callback, ProgressBar
 from .checkpoint import load_checkpoint, load_networks, save_checkpoint
 from .config import TrainConfig
+from .config_file import read_settings
 from .log import TrainingDiverged
 from .losses import Objective, adversarial_loss
 from .penalties import GradientPenalty
@@ -25,5 +26,6 @@ __all__ = [
     "adversarial_loss",
     "load_checkpoint",
     "load_networks",
+    "read_settings",
     "save_checkpoint",
 ]
