@@ -37,10 +37,19 @@ from .experiments import add_commands
 from .files import make_folder, write_text
 from .latent import latents_of
 from .nn import explain
-from .training import ProgressBar, TrainConfig, Trainer, load_networks, read_settings
+from .training import (
+    Callback,
+    ProgressBar,
+    TensorBoard,
+    TrainConfig,
+    Trainer,
+    load_networks,
+    read_settings,
+)
 from .training.config import DIGITS_WIDTH, EPOCHS, LOSS_OUTPUTS, OPTIMIZERS, STEPS_AT_LEAST
 from .training.losses import OBJECTIVES
 from .training.penalties import PENALTIES
+from .training.tensorboard import log_folder
 from .visualize import image_grid, save_png, to_image
 
 _FIGURES = Path("benchmarks/results")  # where `make bench` puts them
@@ -93,6 +102,7 @@ def _train(
     resume: str | None = None,
     config: str | None = None,
     print_config: bool = False,
+    tensorboard: bool | None = None,
     **settings: Any,
 ) -> int:
     _translate_examples_flags(settings)
@@ -111,12 +121,13 @@ def _train(
     if print_config:
         print(trainer.config.to_json(), end="")
         return 0
+    callbacks = _callbacks(trainer, tensorboard)
     print(_summary(trainer))
     if trainer.step >= trainer.last_step:
         print(f"complete at step {trainer.step} already; more --epochs would continue it")
         return 0
     try:
-        folder = trainer.fit([ProgressBar()])
+        folder = trainer.fit(callbacks)
     except (KeyboardInterrupt, SystemExit) as stop:
         folder = trainer.run.path if trainer.run else None
         print(
@@ -126,6 +137,15 @@ def _train(
         return 130 if isinstance(stop, KeyboardInterrupt) else 128 + signal.SIGTERM
     print(f"{folder}: {trainer.step} steps; sample it with: dcgan-fast sample {folder}")
     return 0
+
+
+def _callbacks(trainer: Trainer, tensorboard: bool | None) -> list[Callback]:
+    found: list[Callback] = [ProgressBar()]
+    if tensorboard is None:  # as the run had it
+        tensorboard = trainer.run is not None and log_folder(trainer).exists()
+    if tensorboard:
+        found.append(TensorBoard())
+    return found
 
 
 def _summary(trainer: Trainer) -> str:
@@ -971,6 +991,13 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N|Ts",
         help="a checkpoint every N steps or T seconds, besides the ends of epochs "
         f"(default: {default.save_seconds:g}s)",
+    )
+
+    add(
+        "--tensorboard",
+        action=argparse.BooleanOptionalAction,
+        help="a log for TensorBoard too, in the run's folder (default: no; of a continued run, if it has one); needs "
+        "the extra tensorboard",
     )
 
     add = _adder(parser.add_argument_group("configuration"))

@@ -10,6 +10,7 @@ from .log import TrainingDiverged
 from .losses import Objective, adversarial_loss
 from .penalties import GradientPenalty
 from .step import Step
+from .tensorboard import TensorBoard
 from .trainer import Trainer
 from .watch import CollapseWatch
 
@@ -20,6 +21,7 @@ __all__ = [
     "Objective",
     "ProgressBar",
     "Step",
+    "TensorBoard",
     "TrainConfig",
     "Trainer",
     "TrainingDiverged",
