@@ -12,6 +12,7 @@ from race import Contender, Race
 
 from dcgan_fast.bench import Ceilings, Row, tables
 from dcgan_fast.bench.rows import ceilings_text
+from dcgan_fast.profiling import measure_ceilings
 
 _rows: list[tuple[Row, dict[str, Any]]] = []  # with the extra_info that each goes into
 _best: Ceilings = {}  # seen so far in this run
@@ -71,8 +72,8 @@ def compare(
 def _sample(small: bool) -> Ceilings:
     """A look at the machine: a longer one before the first case."""
     if small:
-        return machine.measure_ceilings(seconds=0.01, megabytes=16)
-    return machine.measure_ceilings(seconds=0.05 if _best else 1.0, megabytes=128)
+        return measure_ceilings(seconds=0.01, megabytes=16)
+    return measure_ceilings(seconds=0.05 if _best else 1.0, megabytes=128)
 
 
 def _complete() -> list[Row]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +12,9 @@ import torch
 from torch import nn
 
 from dcgan_fast import models, unfuse
+from dcgan_fast.profiling.work import FORWARD, INPUT_GRAD, WEIGHT_GRAD, Work
+
+__all__ = ["FORWARD", "INPUT_GRAD", "WEIGHT_GRAD", "NETS", "Layer", "distinct", "layers_of"]
 
 # name -> (preset, overrides, batch). The two whose layers are the largest have smaller batches.
 NETS: dict[str, tuple[str, dict[str, Any], int]] = {
@@ -30,8 +32,6 @@ SMALL_BATCH = 4
 _ACTIVATIONS = {nn.ReLU: "relu", nn.LeakyReLU: "leaky_relu", nn.Tanh: "tanh"}
 _WEIGHTED = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
-
-FORWARD, INPUT_GRAD, WEIGHT_GRAD = "forward", "input_grad", "weight_grad"
 
 
 @dataclass(frozen=True)
@@ -86,37 +86,24 @@ class Layer:
         kernel = f"k{self.weight[-1]} s{self.stride[0]} " if len(self.weight) == 4 else ""
         return f"{size(self.input)} -> {size(self.output)} {kernel}{self.activation}"
 
-    # Work. Convolutions are counted as direct ones, whatever computes them; what is elementwise costs
-    # bytes, not FLOPs. A pass over a map counts the bytes of the map, on the assumption that no map
-    # outlives a pass in cache; weights count once.
+    @property
+    def work(self) -> Work:
+        return Work(
+            self.input,
+            self.output,
+            self.weight,
+            transposed=self.transposed,
+            normalised=self.normalised,
+            active=self.activation != "none",
+        )
 
     def flop(self, *passes: str) -> float:
-        """2 x multiplications of the direct convolution in each of ``passes``."""
-        if not self.weight:
-            return 0.0
-        coarse = self.input if self.transposed else self.output
-        return 2.0 * len(passes) * math.prod(self.weight) * self.batch * math.prod(coarse[2:])
+        """See :meth:`Work.flop`."""
+        return self.work.flop(*passes)
 
     def bytes(self, itemsize: int, *passes: str, training: bool = True) -> float:
-        """Bytes that ``passes`` must move, with what is elementwise before and after them.
-
-        Forward: input, weight, output; batch statistics are gathered while the convolution writes, but
-        can be applied only after it: one reading and one writing more. Backward, where either gradient
-        is wanted: the sums of batch norm read gradient and map, the gradient through it reads both again
-        and writes (5 passes; activation alone: 3); each convolution then reads two tensors and writes one.
-        """
-        x, y, w = math.prod(self.input), math.prod(self.output), math.prod(self.weight or (0,))
-        values = 0
-        if FORWARD in passes:
-            statistics = self.normalised and training
-            values += (
-                (3 * y if statistics else x + y) if not w else x + w + (3 * y if statistics else y)
-            )
-        if INPUT_GRAD in passes or WEIGHT_GRAD in passes:
-            values += 5 * y if self.normalised else 0 if self.activation == "none" else 3 * y
-        if w:
-            values += (INPUT_GRAD in passes) * (y + w + x) + (WEIGHT_GRAD in passes) * (y + x + w)
-        return float(values * itemsize)
+        """See :meth:`Work.bytes`."""
+        return self.work.bytes(itemsize, *passes, training=training)
 
 
 @functools.cache

@@ -97,13 +97,3 @@ class Race:
         start = time.perf_counter()
         self.contenders[name]()
         self.seconds[name].append(time.perf_counter() - start)
-
-
-def median_seconds(contender: Contender, budget: float) -> float:
-    """Of one contender by itself, over three calls at least."""
-    times: list[float] = []
-    while len(times) < 3 or sum(times) < budget:
-        start = time.perf_counter()
-        contender()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)

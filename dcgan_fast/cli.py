@@ -39,6 +39,7 @@ from .latent import latents_of
 from .nn import explain
 from .training import (
     Callback,
+    Profile,
     ProgressBar,
     TensorBoard,
     TrainConfig,
@@ -49,6 +50,7 @@ from .training import (
 from .training.config import DIGITS_WIDTH, EPOCHS, LOSS_OUTPUTS, OPTIMIZERS, STEPS_AT_LEAST
 from .training.losses import OBJECTIVES
 from .training.penalties import PENALTIES
+from .training.step_profile import STEPS as PROFILED_STEPS
 from .training.tensorboard import log_folder
 from .visualize import image_grid, save_png, to_image
 
@@ -103,6 +105,7 @@ def _train(
     config: str | None = None,
     print_config: bool = False,
     tensorboard: bool | None = None,
+    profile: int | None = None,
     **settings: Any,
 ) -> int:
     _translate_examples_flags(settings)
@@ -121,7 +124,7 @@ def _train(
     if print_config:
         print(trainer.config.to_json(), end="")
         return 0
-    callbacks = _callbacks(trainer, tensorboard)
+    callbacks = _callbacks(trainer, tensorboard, profile)
     print(_summary(trainer))
     if trainer.step >= trainer.last_step:
         print(f"complete at step {trainer.step} already; more --epochs would continue it")
@@ -135,16 +138,21 @@ def _train(
             file=sys.stderr,
         )
         return 130 if isinstance(stop, KeyboardInterrupt) else 128 + signal.SIGTERM
+    for made in callbacks:
+        if isinstance(made, Profile) and made.result is not None:
+            print(f"{made.table}: where the time of a step goes")
     print(f"{folder}: {trainer.step} steps; sample it with: dcgan-fast sample {folder}")
     return 0
 
 
-def _callbacks(trainer: Trainer, tensorboard: bool | None) -> list[Callback]:
+def _callbacks(trainer: Trainer, tensorboard: bool | None, profile: int | None) -> list[Callback]:
     found: list[Callback] = [ProgressBar()]
     if tensorboard is None:  # as the run had it
         tensorboard = trainer.run is not None and log_folder(trainer).exists()
     if tensorboard:
         found.append(TensorBoard())
+    if profile is not None:
+        found.append(Profile(profile))
     return found
 
 
@@ -998,6 +1006,15 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
         action=argparse.BooleanOptionalAction,
         help="a log for TensorBoard too, in the run's folder (default: no; of a continued run, if it has one); needs "
         "the extra tensorboard",
+    )
+    add(
+        "--profile",
+        nargs="?",
+        const=PROFILED_STEPS,
+        type=_positive,
+        metavar="N",
+        help=f"watch N steps (default: {PROFILED_STEPS}) once they are warm: profile.txt says where their time goes, "
+        "trace.json is for chrome://tracing; the run goes on (or give --max-steps)",
     )
 
     add = _adder(parser.add_argument_group("configuration"))

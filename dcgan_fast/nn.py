@@ -117,6 +117,9 @@ def watch_engines(conv: nn.Conv2d | nn.ConvTranspose2d, input: Tensor, weight: T
     if _engines is None:
         return
     extra = conv.output_padding if isinstance(conv, nn.ConvTranspose2d) else (0, 0)
+    device = input.device.type
+    if torch.is_autocast_enabled(device):  # as the op will do
+        input, weight = (tensor.to(torch.get_autocast_dtype(device)) for tensor in (input, weight))
     names = torch.ops.dcgan_fast._convolution_engines(
         input,
         weight,
@@ -427,7 +430,7 @@ def explain(model: nn.Module, *inputs: Tensor) -> str:
         Lines of ``path  children  ->  op``; where no op serves, the reason. Convolutions and batch norms outside an
         ``nn.Sequential`` are listed as left alone. The empty string for a model with none of these.
     """
-    engines = _watch_engines(model, inputs) if inputs else {}
+    engines = convolution_engines(model, *inputs) if inputs else {}
     lines: list[tuple[str, str, str]] = []
     seen: set[int] = set()
     for path, module in model.named_modules():
@@ -458,8 +461,11 @@ def explain(model: nn.Module, *inputs: Tensor) -> str:
     return "\n".join(f"{w:<{widths[0]}}  {kinds:<{widths[1]}}  -> {v}" for w, kinds, v in lines)
 
 
-def _watch_engines(model: nn.Module, inputs: Sequence[Tensor]) -> dict[nn.Module | None, str]:
-    """The engines of each convolution of ``model`` in a forward pass of ``inputs``, which a copy makes."""
+def convolution_engines(model: nn.Module, *inputs: Tensor) -> dict[nn.Module | None, str]:
+    """The engines of each convolution that a fused op of ``model`` serves, in words, in a forward pass of ``inputs``.
+
+    A copy of the model makes it.
+    """
     global _engines
     twin = copy.deepcopy(model)
     _engines = {}

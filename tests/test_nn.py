@@ -433,3 +433,11 @@ def test_explain_names_the_engines_of_an_input():
     assert "(ATen)" in explain(net.double(), torch.randn(4, 3, 16, 16).double())
     for name, tensor in net.float().state_dict().items():  # only a copy ran
         assert torch.equal(tensor, before[name])
+
+
+def test_explain_under_autocast():
+    net = fuse(nn.Sequential(nn.Conv2d(64, 64, 4, 2, 1, bias=False), nn.BatchNorm2d(64)))
+    input = torch.randn(4, 64, 16, 16)
+    lowered = explain(net.bfloat16(), input.bfloat16())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert explain(net.float(), input) == lowered

@@ -31,7 +31,7 @@ class Row:
         seconds: the median of each contender.
         skipped: why the others did not run.
         gflop: work of the direct convolutions, in 10^9 operations, whatever was computed in truth.
-        gigabytes: bytes that must be moved, by the count that ``benchmarks/layers.py`` explains.
+        gigabytes: bytes that must be moved, by the count that ``profiling/work.py`` explains.
         images: in a batch (or codes), where a rate is more telling than a time.
         conditions: threads, allocator, versions.
         ceilings: of the machine, the best of the whole run.

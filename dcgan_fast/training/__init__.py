@@ -10,6 +10,7 @@ from .log import TrainingDiverged
 from .losses import Objective, adversarial_loss
 from .penalties import GradientPenalty
 from .step import Step
+from .step_profile import Profile
 from .tensorboard import TensorBoard
 from .trainer import Trainer
 from .watch import CollapseWatch
@@ -19,6 +20,7 @@ __all__ = [
     "CollapseWatch",
     "GradientPenalty",
     "Objective",
+    "Profile",
     "ProgressBar",
     "Step",
     "TensorBoard",
