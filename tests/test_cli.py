@@ -763,11 +763,11 @@ def test_bad_conversions(error_of: Callable[..., str], run: Path) -> None:
 
 
 def test_info(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["info"]) == 0
+    assert cli.main(["info", "--seconds", "0"]) == 0
     out = capsys.readouterr().out
     assert torch.__version__ in out and "conv_transpose_bn_act" in out
     assert all(f"  {preset} " in out for preset in models.PRESETS)
-    assert cli.main(["info", "newmu", "--image-size", "32"]) == 0
+    assert cli.main("info newmu --image-size 32 --batch-size 2 --seconds 0".split()) == 0
     out = capsys.readouterr().out
     assert "Generator, " in out and "dcgan_fast.conv_transpose" in out and "weight_decay" in out
 
@@ -776,7 +776,7 @@ def test_info(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_reader_that_stops_reading() -> None:
     ours, theirs = os.pipe()
     os.close(ours)
-    process = dcgan_fast_process("info", stdout=theirs)
+    process = dcgan_fast_process("info", "--seconds", "0", stdout=theirs)
     os.close(theirs)
     _, errors = process.communicate()
     assert (process.returncode, errors) == (128 + signal.SIGPIPE, "")
