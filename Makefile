@@ -1,4 +1,4 @@
-.PHONY: demo test slow bench bench-report gpu format check
+.PHONY: demo test slow bench bench-report gpu format check docs
 
 demo:      ## train the default net on the embedded digits
 	dcgan-fast train
@@ -36,3 +36,6 @@ format:    ## rewrite imports and style
 
 check:     ## what CI checks beside the tests
 	ruff check . && ruff format --check . && mypy
+
+docs:      ## the documentation as a site: docs/_build/index.html
+	sphinx-build -W --keep-going docs docs/_build

@@ -5,11 +5,11 @@ gradient of one activation with respect to the image, from which whatever would 
 every layer. Their networks have ReLUs, through which a gradient g passes where both the input x and g are above 0. A
 DCGAN's discriminator has LeakyReLUs, on which neither paper says a word; the two rules here are
 
-========  ==========================================  ==============================================================
-``relu``  ``max(g, 0)`` where x > 0, else 0           theirs: as if the leak were not there (the default)
-``leaky`` ``max(g, 0)`` where x > 0, else 0.2 of it   the activation's own slope; negative maps speak too, so pictures
+=========  =========================================  =============================================================
+``relu``   ``max(g, 0)`` where x > 0, else 0          theirs: as if the leak were not there (the default)
+``leaky``  ``max(g, 0)`` where x > 0, else 0.2 of it  the activation's own slope; negative maps speak too, so pictures
                                                       are fuller and less sharp
-========  ==========================================  ==============================================================
+=========  =========================================  =============================================================
 
 The forward pass is the network's own under both. A discriminator with classes is told a label with each image; the
 gradient is that of the image alone.

@@ -17,6 +17,8 @@ from .profiling.ceilings import measure_ceilings
 from .training.config import TrainConfig
 from .training.forecast import Forecast, forecast
 
+__all__ = ["Inspection", "inspect", "machine"]
+
 _KINDS_OF_CEILINGS = 5
 
 

@@ -6,6 +6,8 @@
    (:mod:`.cache`, :mod:`.dataset`).
 3. :class:`Batches` draws shuffled float batches from that array (:mod:`.batches`).
 
+::
+
     dataset = prepare("digits", image_size=32)
     for images in Batches(dataset, 128, seed=0):        # one epoch of (128, 1, 32, 32) in [-1, 1]
         ...

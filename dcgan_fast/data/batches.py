@@ -48,7 +48,7 @@ def normalize(
 
 
 class Batches:
-    """Draws batches for ever, one epoch an iteration.
+    """Draws batches for ever, one epoch an iteration::
 
         batches = Batches(dataset, 128, seed=0)
         for images in batches:                  # the rest of this epoch

@@ -6,6 +6,8 @@
 3. Words for an image: of many generated vectors the commonest neighbours (:mod:`.prediction`), and
    how good they are (:mod:`.scoring`).
 
+::
+
     trainer = TagTrainer(TagConfig(tags="tags.tsv", images="photos", words="glove.txt"))
     tagger = Tagger.load(trainer.fit())
     lists, votes = tagger.predict(features.values)
