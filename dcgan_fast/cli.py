@@ -109,6 +109,7 @@ def _train(
     **settings: Any,
 ) -> int:
     _translate_examples_flags(settings)
+    log = TensorBoard() if tensorboard else None  # which says what is missing before data are read
     if config is not None:
         if resume is not None:
             raise UserError("--config is for a new run, and --resume continues one with its own")
@@ -124,7 +125,10 @@ def _train(
     if print_config:
         print(trainer.config.to_json(), end="")
         return 0
-    callbacks = _callbacks(trainer, tensorboard, profile)
+    if tensorboard is None and trainer.run is not None and log_folder(trainer).exists():
+        log = TensorBoard()  # the run had one
+    watched = None if profile is None else Profile(profile)
+    callbacks: list[Callback] = [each for each in (ProgressBar(), log, watched) if each is not None]
     print(_summary(trainer))
     if trainer.step >= trainer.last_step:
         print(f"complete at step {trainer.step} already; more --epochs would continue it")
@@ -138,22 +142,10 @@ def _train(
             file=sys.stderr,
         )
         return 130 if isinstance(stop, KeyboardInterrupt) else 128 + signal.SIGTERM
-    for made in callbacks:
-        if isinstance(made, Profile) and made.result is not None:
-            print(f"{made.table}: where the time of a step goes")
+    if watched is not None and watched.result is not None:
+        print(f"{watched.table}: where the time of a step goes")
     print(f"{folder}: {trainer.step} steps; sample it with: dcgan-fast sample {folder}")
     return 0
-
-
-def _callbacks(trainer: Trainer, tensorboard: bool | None, profile: int | None) -> list[Callback]:
-    found: list[Callback] = [ProgressBar()]
-    if tensorboard is None:  # as the run had it
-        tensorboard = trainer.run is not None and log_folder(trainer).exists()
-    if tensorboard:
-        found.append(TensorBoard())
-    if profile is not None:
-        found.append(Profile(profile))
-    return found
 
 
 def _summary(trainer: Trainer) -> str:

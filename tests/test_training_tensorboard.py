@@ -119,10 +119,14 @@ def test_a_run_without_a_folder(tmp_path: Path, installed: None) -> None:
     assert [event.step for event in log.Scalars("training/loss_g")] == [3, 4]
 
 
-def test_without_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_its_package(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setitem(sys.modules, "tensorboard", None)
     with pytest.raises(UserError, match=r"needs tensorboard: pip install tensorboard, or .*\[ten"):
         TensorBoard()
+    assert cli.main("train nothing-is-read --tensorboard".split()) == 2
+    assert "needs tensorboard" in capsys.readouterr().err
 
 
 def test_the_flag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, installed: None) -> None:

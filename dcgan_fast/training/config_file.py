@@ -141,8 +141,12 @@ def _types() -> dict[str, tuple[type, ...]]:
 
 
 def _members(hint: Any) -> tuple[type, ...]:
-    is_union = typing.get_origin(hint) in (types.UnionType, typing.Union)
-    return typing.get_args(hint) if is_union else (hint,)
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        return tuple(kind for part in arguments for kind in _members(part))
+    if origin is typing.Literal:
+        return tuple(type(value) for value in arguments)
+    return (origin or hint,)
 
 
 def _checked(name: str, value: Any, path: Path) -> Any:
