@@ -24,7 +24,7 @@ from dcgan_fast.profiling.steps import StepProfile
 from dcgan_fast.profiling.work import FORWARD, INPUT_GRAD, WEIGHT_GRAD, Work
 from dcgan_fast.training import TrainConfig
 from dcgan_fast.training.setup import make_optimizer
-from dcgan_fast.training.step import AdversarialStep
+from dcgan_fast.training.step import Step
 
 BATCH = 8
 CASES: dict[str, dict[str, Any]] = {
@@ -43,9 +43,7 @@ def networks(preset: str) -> tuple[Any, Any]:
 def training_step(preset: str, pair: tuple[Any, Any], **settings: Any) -> Callable[[], Tensor]:
     generator, discriminator = pair
     config = TrainConfig(preset=preset)
-    step = AdversarialStep(
-        *pair, *(make_optimizer(network, config) for network in pair), **settings
-    )
+    step = Step(*pair, *(make_optimizer(network, config) for network in pair), **settings)
     shape = (BATCH, generator.nc, generator.image_size, generator.image_size)
     real = torch.rand(shape)
     if not generator.classes:

@@ -76,7 +76,7 @@ def test_null_stands_for_the_default(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"learning_rate": 1}', "unknown setting 'learning_rate': the settings are adam_eps, "),
+        ('{"learning_rate": 1}', "unknown setting 'learning_rate': the settings are "),
         ('{"batchsize": 1}', "unknown setting 'batchsize': did you mean batch_size?"),
         ('{"falling-epoch": 1}', "unknown setting 'falling-epoch': did you mean falling_epochs"),
         ('{"lr": "fast"}', "'lr' must be a number, got \"fast\""),

@@ -12,7 +12,7 @@ from dcgan_fast import cli, models, unfuse
 from dcgan_fast.training import TrainConfig
 from dcgan_fast.training.forecast import Forecast, forecast
 from dcgan_fast.training.setup import make_optimizer
-from dcgan_fast.training.step import AdversarialStep
+from dcgan_fast.training.step import Step
 
 CEILINGS = {"FMA float32": 100.0, "tiles bfloat16": 600.0, "copy": 10.0}
 TINY: dict[str, Any] = {"image_size": 16, "ngf": 4, "ndf": 4, "batch_size": 8}
@@ -30,6 +30,8 @@ def forecast_of(preset: str = "pytorch", seconds: float = 0.0, **settings: Any) 
         ("carpedm20", {}),
         ("newmu", {}),
         ("pytorch", {"g_steps_per_d": 3}),
+        ("pytorch", {"d_steps_per_g": 2}),
+        ("pytorch", {"accumulate": 2, "d_steps_per_g": 2}),
         ("pytorch", {"fuse": False}),
     ],
 )
@@ -37,13 +39,15 @@ def test_the_work_of_a_whole_step(preset: str, settings: dict[str, Any]) -> None
     """As much as torch counts in a step, whatever the dialect."""
     config = TrainConfig(preset=preset, **{**TINY, **settings})
     pair = [unfuse(n) for n in models.build(preset, image_size=16, ngf=4, ndf=4)]
-    step = AdversarialStep(
+    step = Step(
         *pair,
         *(make_optimizer(network, config) for network in pair),
         alternate=config.alternate,
         g_steps_per_d=config.g_steps_per_d,
+        d_steps_per_g=config.d_steps_per_g,
+        accumulate=config.accumulate,
     )
-    real = torch.rand(8, pair[0].nc, 16, 16)
+    real = [torch.rand(8, pair[0].nc, 16, 16)] * (config.d_steps_per_g * config.accumulate)
     with FlopCounterMode(display=False) as counter:
         step(real, lambda: pair[0].sample_latent(8))
     found = forecast_of(preset, **settings)

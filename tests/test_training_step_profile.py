@@ -26,6 +26,17 @@ def test_a_profiled_run_has_the_same_numbers(tmp_path: Path) -> None:
     }
 
 
+def test_a_penalty_is_its_layers_time(tmp_path: Path) -> None:
+    """Backward through backward: its nodes were made within those of D's layers, whose rows they go to."""
+    found = {}
+    for penalty in (None, "r1"):
+        profile = Profile(steps=2, warmup=1, folder=tmp_path)
+        trainer(epochs=1, penalty=penalty).fit([profile])
+        assert profile.result is not None
+        found[penalty] = {(row.layer, row.direction): row.calls for row in profile.result.rows}
+    assert found[None].keys() == found["r1"].keys()
+
+
 def test_without_a_warm_up_or_a_folder(tmp_path: Path) -> None:
     profile = Profile(steps=1, warmup=0, folder=tmp_path / "here")
     trainer(epochs=1, amp="bf16").fit([profile])

@@ -321,7 +321,8 @@ def profile_steps(
 
     Returns:
         A row for each layer and direction. A backward pass is told by the nodes that the layer's forward made, so it
-        belongs to the right layer whatever the shapes; sums of gradients over passes are not in it.
+        belongs to the right layer whatever the shapes; sums of gradients over passes are not in it. Derivatives of
+        derivatives (penalties on gradients) are in the time, and not in the FLOPs.
 
     Raises:
         ValueError: ``steps`` is below 1, or ``warmup`` below 0.

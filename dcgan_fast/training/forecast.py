@@ -139,13 +139,17 @@ def _ms(seconds: float | None) -> str:
 def step_passes(config: TrainConfig) -> dict[str, dict[str, int]]:
     """How often a step of ``config`` runs each network in each way.
 
-    Where one pass of D serves both updates (``reuse_fake_output``) its second backward has no forward of its own.
+    Where one pass of D serves both updates (``reuse_fake_output``) its second backward has no forward of its own. A
+    penalty on D's gradient is not among them.
     """
-    updates = config.g_steps_per_d
-    return {
-        "G": {LEARN: updates, DRAW: int(config.alternate)},
-        "D": {LEARN: 2, THROUGH: updates, DRAW: -int(config.reuse_fake_output)},
-    }
+    if config.alternate:
+        return {"G": {LEARN: 1, DRAW: 1}, "D": {LEARN: 2, THROUGH: 1}}
+    if config.reuse_fake_output:
+        return {"G": {LEARN: 1}, "D": {LEARN: 2, THROUGH: 1, DRAW: -1}}
+    of_g = config.g_steps_per_d * config.accumulate
+    of_d = config.d_steps_per_g * config.accumulate
+    drawn = of_d - (config.accumulate == 1)  # G's update goes on with the last images that D's had
+    return {"G": {LEARN: of_g, DRAW: drawn}, "D": {LEARN: 2 * of_d, THROUGH: of_g}}
 
 
 def forecast(
@@ -165,7 +169,7 @@ def forecast(
     most a seventh, those of small linear layers by almost half (``docs/runs.md``).
 
     Args:
-        config: its preset, sizes, amp, fuse, channels_last and optimiser count; ``joint_pass`` does not.
+        config: its preset, sizes, amp, fuse, channels_last and optimiser count; ``joint_pass`` and penalties do not.
         ceilings: :func:`dcgan_fast.profiling.measure_ceilings`; {}: no floors.
         channels, classes: of the images (None: the preset's), and of labels where the networks take them.
         seconds: for all measurements together, at least three calls each; 0: nothing is measured.
@@ -181,10 +185,11 @@ def forecast(
         "G": placed(generator, torch.device("cpu"), layout),
         "D": placed(discriminator, torch.device("cpu"), layout),
     }
-    dtype = "float32" if config.amp is None else "bfloat16"
+    half = torch.float16 if config.amp == "fp16" else torch.bfloat16
+    dtype = "float32" if config.amp is None else str(half).removeprefix("torch.")
 
     def autocast() -> AbstractContextManager[Any]:
-        return nullcontext() if config.amp is None else torch.autocast("cpu", torch.bfloat16)
+        return nullcontext() if config.amp is None else torch.autocast("cpu", half)
 
     inputs = _inputs(generator, config.batch_size, classes)
     engines: dict[nn.Module | None, str] = {}
@@ -197,7 +202,7 @@ def forecast(
             if count:
                 with autocast():
                     meter.run(networks[name], name, kind, count, inputs[name])
-    updates = {"G": config.g_steps_per_d, "D": 1}
+    updates = {"G": config.g_steps_per_d, "D": config.d_steps_per_g}
     rows = [*meter.rows(), _optimizer_row(config, networks, updates, ceilings, seconds)]
     return Forecast(
         preset=config.preset,

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .trainer import Trainer
 
 STEPS, WARM_UP = 5, 5
-_DTYPES = {None: "float32", "bf16": "bfloat16"}  # by amp
+_DTYPES = {None: "float32", "bf16": "bfloat16", "fp16": "float16"}  # by amp
 
 
 class Profile(Callback):
@@ -65,7 +65,7 @@ class Profile(Callback):
             raise UserError("Profile(): a run without a folder ('out') needs 'folder'")
         self.folder = make_folder(self.folder or trainer.run.path)  # type: ignore[union-attr]
         networks = {"G": trainer.generator, "D": trainer.discriminator}
-        dtype = _DTYPES.get(trainer.config.amp, "float16")
+        dtype = _DTYPES[trainer.config.amp]
         self._profiler = StepProfiler(networks, dtype, trainer.device)
         self._done = 0
         if self.warmup == 0:
