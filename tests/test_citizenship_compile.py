@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dcgan_fast import models
 from dcgan_fast.training.losses import FAKE, REAL, adversarial_loss
-from dcgan_fast.training.step import AdversarialStep
+from dcgan_fast.training.step import Step
 
 STEPS = 3
 LR, KEPT = 0.02, 0.5
@@ -220,7 +220,7 @@ def adversarial(compiled: bool, backend: str = "aot_eager", **dialect: Any) -> A
     run_g, run_d = G, D
     if compiled:
         run_g, run_d = (torch.compile(net, fullgraph=True, backend=backend) for net in (G, D))
-    step = AdversarialStep(run_g, run_d, *optimizers, **dialect)
+    step = Step(run_g, run_d, *optimizers, **dialect)
     metrics = []
     for real, latent in batches(D):
         latents = iter([latent, latent.flip(0)])
