@@ -71,6 +71,8 @@ def build_info() -> dict[str, Any]:
     cpu["plane_bias_act"], cuda["plane_bias_act"] = "dcgan_fast", "PyTorch's own ops"
     if architectures:
         cuda["plane_bias_act"] = "dcgan_fast up to 1,024 columns, wider ones PyTorch's own ops"
+    cpu["gather_images"] = "dcgan_fast"
+    cuda["gather_images"] = "dcgan_fast" if architectures else "dcgan_fast.reference"
     cpu |= dict.fromkeys(dedup.OPS, "dcgan_fast")
     cuda |= dict.fromkeys(dedup.OPS, "dcgan_fast.dedup.reference")
     if architectures:
