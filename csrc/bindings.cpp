@@ -30,6 +30,7 @@
 #define CONV "int[2] stride, int[2] padding, "
 #define CONV_TRANSPOSE CONV "int[2] output_padding, "
 #define CONV_EITHER CONV_TRANSPOSE "bool transposed, "
+#define JOINED "Tensor grad, Tensor input, Tensor bn_weight, Tensor bn_bias, Tensor mean, Tensor rstd"
 #define PLANES "Tensor bias, Tensor rows, Tensor columns, "
 #define PATTERNS "Tensor rows, Tensor columns, int row_patterns, int column_patterns, "
 
@@ -57,6 +58,15 @@ TORCH_LIBRARY(dcgan_fast, m) {
     m.def(("conv_act_backward" + std::string(of_grad) + " grad, Tensor input, Tensor weight, Tensor output, " CONV_EITHER ACT
           ", bool[3] output_mask) -> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias)").c_str());
   }
+
+  // statistics of several processes: ops/bn_act_joined.cpp
+  m.def("bn_act_moments(Tensor input, int stat_groups) -> Tensor moments");
+  m.def("conv_bn_act_moments(Tensor input, Tensor weight, " CONV_EITHER
+        "int stat_groups) -> (Tensor conv_output, Tensor moments)");
+  m.def("bn_act_joined_forward(Tensor input, " BN_TENSORS "Tensor moments, " ACT
+        ", float momentum, float eps) -> (Tensor output, Tensor mean, Tensor rstd)");
+  m.def("bn_act_joined_sums(" JOINED ", " ACT ") -> Tensor sums");
+  m.def("bn_act_joined_backward(" JOINED ", Tensor averages, " ACT ") -> Tensor grad_input");
 
   m.def("conv_act(Tensor input, Tensor weight, Tensor? bias, " CONV ACT ") -> Tensor");
   m.def("conv_transpose_act(Tensor input, Tensor weight, Tensor? bias, " CONV_TRANSPOSE ACT ") -> Tensor");
@@ -102,7 +112,9 @@ TORCH_LIBRARY(dcgan_fast, m) {
 // The halves are differentiated by the nodes in ops/; called directly with gradients wanted they say that they cannot.
 TORCH_LIBRARY_IMPL(dcgan_fast, Autograd, m) {
   for (const char* op : {"bn_act_forward", "bn_act_backward", "bn_act_double_backward", "conv_bn_act_forward", "conv_bn_act_backward",
-                         "conv_bn_act_backward_", "conv_act_forward", "conv_act_backward", "conv_act_backward_",
+                         "conv_bn_act_backward_", "bn_act_moments", "conv_bn_act_moments", "bn_act_joined_forward",
+                         "bn_act_joined_sums", "bn_act_joined_backward", "conv_act_forward", "conv_act_backward",
+                         "conv_act_backward_",
                          "maxout_linear_forward", "maxout_linear_backward",
                          "plane_bias_act_forward", "plane_bias_act_forward_", "plane_bias_act_backward",
                          "plane_bias_act_backward_", "parzen_log_likelihood"}) {

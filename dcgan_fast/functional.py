@@ -8,9 +8,9 @@ PyTorch's own ops would give. Statistics are accumulated in float32 (float64 for
 deviations, and do not depend on the number of threads.
 
 CPU tensors, and CUDA tensors where the CUDA half was built, run the kernels of this library (:func:`maxout_linear`: CPU
-tensors alone); any other device, a ``process_group``, transforms of ``torch.func`` and forward-mode differentiation run
-:mod:`dcgan_fast.reference`.
-:func:`dcgan_fast.build_info` tells which.
+tensors alone); any other device, transforms of ``torch.func`` and forward-mode differentiation run
+:mod:`dcgan_fast.reference`. :func:`dcgan_fast.build_info` tells which. With a ``process_group`` of several processes,
+training runs the kernels on CPU tensors alone.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from . import _C, reference
+from . import _C, reference, synchronised
 
 __all__ = [
     "bn_act",
@@ -61,12 +61,10 @@ def _where_served(op: Callable[P, Tensor]) -> Callable[P, Tensor]:
 
     @functools.wraps(op)
     def run(*args: P.args, **kwargs: P.kwargs) -> Tensor:
-        input = args[0] if args else kwargs["input"]
-        if (
-            kwargs.get("process_group") is None
-            and served(cast(Tensor, input))
-            and not transformed()
-        ):
+        input = cast(Tensor, args[0] if args else kwargs["input"])
+        group = cast("dist.ProcessGroup | None", kwargs.get("process_group"))
+        joined = synchronised.wanted(group, bool(kwargs.get("training")))
+        if served(input) and not transformed() and (not joined or synchronised.served(input)):
             return op(*args, **kwargs)
         return stand_in(*args, **kwargs)
 
@@ -110,7 +108,10 @@ def bn_act(
         eps: added to the variance, at least 0.
         stat_groups: the batch is normalised in so many equal consecutive parts, and the running statistics are updated
             part after part: the same numbers as so many calls.
-        process_group: normalise by the joined statistics of all processes of the group.
+        process_group: in training, normalise by the joined statistics of all processes of the group, each chunk of
+            ``stat_groups`` by that of all: forward and backward are those of one process on the joined batch, and the
+            gradients of ``bn_weight`` and ``bn_bias`` this process's share of them, as :class:`torch.nn.SyncBatchNorm`
+            has it. All processes must call, one with an empty batch too, and go backward in the same order.
 
     Returns:
         A tensor of input's shape, dtype and memory format.
@@ -121,6 +122,17 @@ def bn_act(
 
     Source: Ioffe & Szegedy 2015, Algorithms 1 and 2; :func:`torch.nn.functional.batch_norm`.
     """
+    if process_group is not None and synchronised.wanted(process_group, training):
+        joined = synchronised.Joined(
+            "bn_act",
+            activation,
+            negative_slope,
+            momentum,
+            eps,
+            stat_groups,
+            process_group,
+        )
+        return joined(input, None, bn_weight, bn_bias, running_mean, running_var)
     return _ops.bn_act(
         input,
         bn_weight,
@@ -173,6 +185,19 @@ def conv_bn_act(
 
     Source: the DCGAN paper, section 3 (strided convolutions, batch norm, LeakyReLU in the discriminator).
     """
+    if process_group is not None and synchronised.wanted(process_group, training):
+        joined = synchronised.Joined(
+            "conv_bn_act",
+            activation,
+            negative_slope,
+            momentum,
+            eps,
+            stat_groups,
+            process_group,
+            stride=_pair(stride),
+            padding=_pair(padding),
+        )
+        return joined(input, weight, bn_weight, bn_bias, running_mean, running_var)
     return _ops.conv_bn_act(
         input,
         weight,
@@ -230,6 +255,20 @@ def conv_transpose_bn_act(
 
     Source: the DCGAN paper, section 3 (fractionally-strided convolutions, batch norm, ReLU in the generator).
     """
+    if process_group is not None and synchronised.wanted(process_group, training):
+        joined = synchronised.Joined(
+            "conv_transpose_bn_act",
+            activation,
+            negative_slope,
+            momentum,
+            eps,
+            stat_groups,
+            process_group,
+            stride=_pair(stride),
+            padding=_pair(padding),
+            output_padding=_pair(output_padding),
+        )
+        return joined(input, weight, bn_weight, bn_bias, running_mean, running_var)
     return _ops.conv_transpose_bn_act(
         input,
         weight,
@@ -569,6 +608,52 @@ def _(  # type: ignore[no-untyped-def]
     )
     params = zip((bn_weight, bn_bias), output_mask[2:], strict=True)
     return grad_input, grad_weight, *(torch.empty_like(t) if m else None for t, m in params)
+
+
+def _moments(maps: Tensor, stat_groups: int) -> Tensor:
+    return maps.new_empty((stat_groups, 3, maps.size(1)), dtype=torch.float64)
+
+
+@torch.library.register_fake("dcgan_fast::bn_act_moments")
+def _(input, stat_groups):  # type: ignore[no-untyped-def]
+    return _moments(input, stat_groups)
+
+
+@torch.library.register_fake("dcgan_fast::conv_bn_act_moments")
+def _(input, weight, stride, padding, output_padding, transposed, stat_groups):  # type: ignore[no-untyped-def]
+    maps = _dense_maps(
+        _convolution(input, weight, None, stride, padding, output_padding, transposed)
+    )
+    return torch.empty_like(maps), _moments(maps, stat_groups)
+
+
+@torch.library.register_fake("dcgan_fast::bn_act_joined_forward")
+def _(  # type: ignore[no-untyped-def]
+    input,
+    bn_weight,
+    bn_bias,
+    running_mean,
+    running_var,
+    moments,
+    activation,
+    negative_slope,
+    momentum,
+    eps,  # fmt: skip
+):
+    mean = _statistics(input, input.size(1), True, moments.size(1))
+    return torch.empty_like(_dense_maps(input)), mean, torch.empty_like(mean)
+
+
+@torch.library.register_fake("dcgan_fast::bn_act_joined_sums")
+def _(grad, input, bn_weight, bn_bias, mean, rstd, activation, negative_slope):  # type: ignore[no-untyped-def]
+    return mean.new_empty((2, *mean.shape))
+
+
+@torch.library.register_fake("dcgan_fast::bn_act_joined_backward")
+def _(  # type: ignore[no-untyped-def]
+    grad, input, bn_weight, bn_bias, mean, rstd, averages, activation, negative_slope
+):
+    return torch.empty_like(_dense_maps(input))
 
 
 @torch.library.register_fake("dcgan_fast::conv_act_forward")

@@ -35,14 +35,27 @@ void finish_scale(const BnActForward& args, Parameters<T>& p, int64_t gc, int64_
   p.scale[gc] = p.weight[c] * p.rstd[gc];
 }
 
+// From the parameters' gradients, averaged over the values that the statistics are of, to the input's coefficients.
+template <typename T>
+void finish_coefficients(const BnActBackward& args, Parameters<T>& p, int64_t gc, double of_weight, double of_bias) {
+  const double scale = p.scale[gc];
+  p.slope_x[gc] = args.training ? static_cast<Acc<T>>(-scale * p.rstd[gc] * of_weight) : Acc<T>(0);
+  p.offset[gc] = args.training ? static_cast<Acc<T>>(-scale * of_bias) : Acc<T>(0);
+}
+
+template <typename T>
+void take_averages(const BnActBackward& args, Parameters<T>& p, int64_t gc) {
+  finish_coefficients(args, p, gc, static_cast<const Acc<T>*>(args.grad_weight)[gc],
+                      static_cast<const Acc<T>*>(args.grad_bias)[gc]);
+}
+
 // From the sums of dz and dz * (x - mean) over `n` values to the parameters' gradients and the input's coefficients.
 template <typename T>
 void finish_gradients(const BnActBackward& args, Parameters<T>& p, int64_t gc, double n, double dz, double dz_x) {
-  const double rstd = p.rstd[gc], scale = p.scale[gc];
-  static_cast<Acc<T>*>(args.grad_weight)[gc] = static_cast<Acc<T>>(dz_x * rstd);
+  const double of_weight = dz_x * p.rstd[gc];
+  static_cast<Acc<T>*>(args.grad_weight)[gc] = static_cast<Acc<T>>(of_weight);
   static_cast<Acc<T>*>(args.grad_bias)[gc] = static_cast<Acc<T>>(dz);
-  p.slope_x[gc] = args.training ? static_cast<Acc<T>>(-scale * rstd * rstd * dz_x / n) : Acc<T>(0);
-  p.offset[gc] = args.training ? static_cast<Acc<T>>(-scale * dz / n) : Acc<T>(0);
+  finish_coefficients(args, p, gc, of_weight / n, dz / n);
 }
 
 // ---------------------------------------------------------------- channels_last: rows of channels
@@ -136,7 +149,7 @@ void forward_channels_last(const Maps& m, const BnActForward& args, A act) {
         for (int64_t c = begin; c < end; ++c)
           finish_statistics<T>(moments[c - begin], p.mean + group * C + c, var + group * C + c);
       }
-      for (int64_t c = begin; c < end; ++c) finish_scale(args, p, group * C + c, c);
+      for (int64_t c = begin; y && c < end; ++c) finish_scale(args, p, group * C + c, c);
     }
   };
   const auto apply = [&](int64_t chunk) {
@@ -153,7 +166,7 @@ void forward_channels_last(const Maps& m, const BnActForward& args, A act) {
 
   if (args.measure) rows.for_chunks(measure);
   rows.for_channels(finish);
-  rows.for_chunks_backwards(apply);
+  if (y) rows.for_chunks_backwards(apply);
 }
 
 template <typename T, typename A>
@@ -167,7 +180,7 @@ void backward_channels_last(const Maps& m, const BnActBackward& args, A act) {
   p.slope_x.resize(m.groups * C);
   p.offset.resize(m.groups * C);
   for (int64_t gc = 0; gc < m.groups * C; ++gc) p.scale[gc] = p.weight[gc % C] * p.rstd[gc];
-  std::vector<Acc<T>> partial(Partial<T>::size(rows));
+  std::vector<Acc<T>> partial(args.averages ? 0 : Partial<T>::size(rows));
 
   const auto reduce = [&](int64_t chunk) {
     chunk_gradients(g, x, rows, chunk, act, slope, p, Partial<T>::at(partial, chunk, rows.width));
@@ -175,6 +188,10 @@ void backward_channels_last(const Maps& m, const BnActBackward& args, A act) {
   const auto finish = [&](int64_t begin, int64_t end) {
     std::vector<double> dz(end - begin), dz_x(end - begin);
     for (int64_t group = 0; group < m.groups; ++group) {
+      if (args.averages) {
+        for (int64_t c = begin; c < end; ++c) take_averages(args, p, group * C + c);
+        continue;
+      }
       std::fill(dz.begin(), dz.end(), 0);
       std::fill(dz_x.begin(), dz_x.end(), 0);
       rows.for_chunks_of(group, begin, [&](int64_t chunk) {
@@ -205,7 +222,7 @@ void backward_channels_last(const Maps& m, const BnActBackward& args, A act) {
                   });
   };
 
-  rows.for_chunks(reduce);
+  if (!args.averages) rows.for_chunks(reduce);
   rows.for_channels(finish);
   if (dx) rows.for_chunks_backwards(apply);
 }
@@ -244,6 +261,7 @@ void forward_contiguous(const Maps& m, const BnActForward& args, A act) {
   Parameters<T> p(m, args);
   for_group_channels<T>(m, [&](int64_t gc, int64_t group, int64_t c) {
     if (args.measure) finish_statistics<T>(plane_moments(m, x, group, c), p.mean + gc, var + gc);
+    if (!y) return;
     finish_scale(args, p, gc, c);
     const auto affine = Affine<T>::template at<false>(p, gc, c, All{});
     for_planes(m, group, c, [&](int64_t plane) {
@@ -267,20 +285,24 @@ void backward_contiguous(const Maps& m, const BnActBackward& args, A act) {
   for_group_channels<T>(m, [&](int64_t gc, int64_t group, int64_t c) {
     p.scale[gc] = p.weight[c] * p.rstd[gc];
     const auto affine = Affine<T>::template at<false>(p, gc, c, All{});
-    double dz_sum = 0, dz_x_sum = 0;
-    for_planes(m, group, c, [&](int64_t plane) {
-      V dz_total(Acc<T>(0)), dz_x_total(Acc<T>(0));
-      for_vectors<T>(m.spatial, [&](int64_t s, auto count) {
-        const int64_t i = plane + s;
-        const V centred = load_vec(x + i, count) - affine.mean;
-        const V dz = activate_grad(act, load_vec(g + i, count), affine.z(centred), slope);  // 0 beyond count: so is grad
-        dz_total = dz_total + dz;
-        dz_x_total = fmadd(dz, centred, dz_x_total);
+    if (args.averages) {
+      take_averages(args, p, gc);
+    } else {
+      double dz_sum = 0, dz_x_sum = 0;
+      for_planes(m, group, c, [&](int64_t plane) {
+        V dz_total(Acc<T>(0)), dz_x_total(Acc<T>(0));
+        for_vectors<T>(m.spatial, [&](int64_t s, auto count) {
+          const int64_t i = plane + s;
+          const V centred = load_vec(x + i, count) - affine.mean;
+          const V dz = activate_grad(act, load_vec(g + i, count), affine.z(centred), slope);  // 0 beyond count: so is grad
+          dz_total = dz_total + dz;
+          dz_x_total = fmadd(dz, centred, dz_x_total);
+        });
+        dz_sum += sum<T>(dz_total);
+        dz_x_sum += sum<T>(dz_x_total);
       });
-      dz_sum += sum<T>(dz_total);
-      dz_x_sum += sum<T>(dz_x_total);
-    });
-    finish_gradients(args, p, gc, static_cast<double>(m.group_size()), dz_sum, dz_x_sum);
+      finish_gradients(args, p, gc, static_cast<double>(m.group_size()), dz_sum, dz_x_sum);
+    }
     if (!dx) return;
     const V slope_x(p.slope_x[gc]), offset(p.offset[gc]);
     for_planes(m, group, c, [&](int64_t plane) {

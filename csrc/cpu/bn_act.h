@@ -25,7 +25,7 @@ struct Maps {
 // Vectors are of the accumulator's type: float, or double for float64 maps.
 struct BnActForward {
   const void* input;
-  void* output;        // may be input
+  void* output;        // may be input; null: only mean and var are wanted
   const void* weight;  // [C]
   const void* bias;    // [C]
   void* mean;          // [groups, C]: written where `measure`, else read
@@ -46,8 +46,9 @@ struct BnActBackward {
   const void* bias;    // [C]
   const void* mean;    // [groups, C], as the forward left it
   const void* rstd;    // [groups, C], as the forward left it
-  void* grad_weight;  // [groups, C], written: the groups' shares
-  void* grad_bias;    // [groups, C], written
+  void* grad_weight;  // [groups, C], written: the groups' shares; read where `averages`
+  void* grad_bias;    // [groups, C], as grad_weight
+  bool averages;      // are these given, over all values that mean and rstd are of (other processes' too)?
   bool training;      // did mean and rstd depend on the input?
   Activation activation;
   double negative_slope;

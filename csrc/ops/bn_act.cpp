@@ -48,12 +48,19 @@ void check_bn(const BnActOptions& o, const Tensor& input, int64_t batch, int64_t
   DCGAN_CHECK(o.training || bn.running_mean, o.op,
               "'running_mean' and 'running_var' must be given when training=False, got None");
   DCGAN_CHECK(o.eps >= 0, o.op, "'eps' must be at least 0, got ", o.eps);
-  DCGAN_CHECK(o.stat_groups >= 1, o.op, "'stat_groups' must be at least 1, got ", o.stat_groups);
-  DCGAN_CHECK(batch % o.stat_groups == 0, o.op, "'stat_groups' must divide the batch of ", batch, ", got ",
-              o.stat_groups);
+  check_groups(o.op, batch, o.stat_groups);
+}
+
+void check_groups(const char* op, int64_t batch, int64_t stat_groups) {
+  DCGAN_CHECK(stat_groups >= 1, op, "'stat_groups' must be at least 1, got ", stat_groups);
+  DCGAN_CHECK(batch % stat_groups == 0, op, "'stat_groups' must divide the batch of ", batch, ", got ", stat_groups);
 }
 
 Tensor dense_maps(const Tensor& input) { return input.contiguous(input.suggest_memory_format()); }
+
+Tensor laid_out_like(const Tensor& input, const Tensor& grad) {
+  return grad.strides() == input.strides() ? grad : at::empty_like(input).copy_(grad);
+}
 
 cpu::Maps maps_of(const Tensor& input, int64_t groups) {
   const int64_t n = input.size(0), c = input.size(1), spatial = n * c == 0 ? 0 : input.numel() / (n * c);
@@ -68,10 +75,6 @@ Tensor by_groups(const Tensor& maps, int64_t groups) {
 
 Tensor per_channel(const Tensor& values) { return values.view({-1, 1, values.size(-1), 1}); }
 
-namespace {
-
-// mean [g, C] and biased variance [g, C] of training -> running statistics, group after group, as `groups` calls of
-// torch.nn.functional.batch_norm would leave them.
 void update_running(const Tensor& running, const Tensor& batch, double momentum, double correction) {
   const Tensor r = running.to(batch.scalar_type()).contiguous();
   AT_DISPATCH_FLOATING_TYPES(batch.scalar_type(), "update_running", [&] {
@@ -87,6 +90,8 @@ void update_running(const Tensor& running, const Tensor& batch, double momentum,
 }
 
 Tensor accumulators(const Tensor& vector, at::ScalarType acc) { return vector.to(acc).contiguous(); }
+
+namespace {
 
 std::tuple<Tensor, Tensor> bn_act_run_cpu(const BnActOptions& o, const Tensor& input, const BnTensors& bn,
                                           Tensor& output, const cpu::BlockMoments* moments) {
@@ -122,7 +127,8 @@ std::tuple<Tensor, Tensor, Tensor> bn_act_run_backward_cpu(const BnActOptions& o
   cpu::bn_act_kernels().backward(
       maps, {grad.const_data_ptr(), input.const_data_ptr(), mask[0] ? grad_input.mutable_data_ptr() : nullptr,
              weight.const_data_ptr(), bias.const_data_ptr(), mean.const_data_ptr(), rstd.const_data_ptr(),
-             grad_weight.mutable_data_ptr(), grad_bias.mutable_data_ptr(), o.training, o.activation, o.negative_slope});
+             grad_weight.mutable_data_ptr(), grad_bias.mutable_data_ptr(), /*averages=*/false, o.training, o.activation,
+             o.negative_slope});
   const auto over_groups = [&](const Tensor& shares, const Tensor& like) {
     return (maps.groups == 1 ? shares.squeeze(0) : shares.sum(0)).to(like.scalar_type());
   };
@@ -219,8 +225,7 @@ std::tuple<Tensor, Tensor, Tensor> bn_act_run_backward(const BnActOptions& o, co
     return {mask[0] ? at::empty_like(input) : Tensor(), mask[1] ? at::zeros_like(weight) : Tensor(),
             mask[2] ? at::zeros_like(bias) : Tensor()};
   }
-  // The kernels walk both in one order: a gradient of other strides (an expanded scalar, say) is laid out like input.
-  const Tensor dense_grad = grad.strides() == input.strides() ? grad : at::empty_like(input).copy_(grad);
+  const Tensor dense_grad = laid_out_like(input, grad);
   const bool in_place = overwrite_grad || !dense_grad.is_same(grad);
   switch (kernels_of(input)) {
     case Kernels::cpu: return bn_act_run_backward_cpu(o, dense_grad, input, weight, bias, mean, rstd, mask, in_place);

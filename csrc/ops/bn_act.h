@@ -40,6 +40,9 @@ struct BnTensors {
 // Raises unless `batch` maps of `channels` channels can be normalised so; `input` gives dtype and device.
 void check_bn(const BnActOptions&, const Tensor& input, int64_t batch, int64_t channels, const BnTensors&);
 
+// Raises unless a batch can be cut into so many equal parts.
+void check_groups(const char* op, int64_t batch, int64_t stat_groups);
+
 // `input` with one of the two memory formats that the kernels read, without a copy where it has one.
 Tensor dense_maps(const Tensor& input);
 
@@ -47,6 +50,16 @@ Tensor dense_maps(const Tensor& input);
 cpu::Maps maps_of(const Tensor& input, int64_t groups);
 Tensor by_groups(const Tensor& maps, int64_t groups);
 Tensor per_channel(const Tensor& values);
+
+// The kernels walk both in one order: a gradient of other strides (an expanded scalar, say) is laid out like input.
+Tensor laid_out_like(const Tensor& input, const Tensor& grad);
+
+// A [C] vector in the type that the CPU's kernels compute in.
+Tensor accumulators(const Tensor& vector, at::ScalarType acc);
+
+// mean [g, C] or biased variance [g, C] of training -> running statistics, group after group, as `groups` calls of
+// torch.nn.functional.batch_norm would leave them. On the CPU.
+void update_running(const Tensor& running, const Tensor& batch, double momentum, double correction);
 
 // Statistics of a convolution's output, gathered by tiles in the kernel that stored it.
 struct MapStatistics {
