@@ -5,19 +5,20 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, NoReturn, TypeVar, cast
 
 import torch
+import torch.distributed as dist
 import torch.nn.modules.module as module_globals
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 from torch.optim.swa_utils import update_bn
 
-from . import functional, reference
+from . import functional, reference, synchronised
 
 __all__ = [
     "FusedSequential",
@@ -27,6 +28,7 @@ __all__ = [
     "fuse",
     "population_statistics",
     "stat_groups",
+    "synchronised_statistics",
     "unfuse",
 ]
 
@@ -38,6 +40,7 @@ _NORMALISATIONS = {
     nn.BatchNorm1d: (2, 3),
     nn.BatchNorm2d: (4,),
     nn.BatchNorm3d: (5,),
+    nn.SyncBatchNorm: (2, 3, 4, 5),
 }  # input ranks
 _ACTIVATIONS = {
     nn.ReLU: "relu",
@@ -96,6 +99,7 @@ class Run:
                 "momentum": bn.momentum,
                 "eps": bn.eps,
                 "stat_groups": _groups_of(bn),
+                "process_group": _processes_of(bn),
             }
         elif conv is not None:
             arguments.append(conv.bias)
@@ -135,11 +139,11 @@ def watch_engines(conv: nn.Conv2d | nn.ConvTranspose2d, input: Tensor, weight: T
 
 def _gain_and_bias(bn: _BatchNorm, input: Tensor) -> tuple[Tensor, Tensor]:
     """Those of the module; one and zero of ``affine=False``."""
-    if bn.affine:
-        return bn.weight, bn.bias
     wide = torch.float64 if input.dtype == torch.float64 else torch.float32
-    one = torch.ones(bn.num_features, dtype=wide, device=input.device)
-    return one, torch.zeros_like(one)
+    if not bn.affine:
+        one = torch.ones(bn.num_features, dtype=wide, device=input.device)
+        return one, torch.zeros_like(one)
+    return bn.weight, torch.zeros_like(bn.weight) if bn.bias is None else bn.bias
 
 
 def _running_statistics(bn: _BatchNorm) -> tuple[Tensor | None, Tensor | None]:
@@ -157,15 +161,55 @@ def _groups_of(bn: nn.Module) -> int:
     return vars(bn).get("_stat_groups", 1) if own_statistics else 1
 
 
-def _forward_by_groups(bn: nn.Module, input: Tensor) -> Tensor:
-    """A batch norm's forward within :func:`stat_groups`, for whoever calls it by itself."""
-    forward = vars(bn).get("_own_forward") or partial(type(bn).forward, bn)
-    groups = _groups_of(bn)
+def _processes_of(bn: _BatchNorm) -> dist.ProcessGroup | None:
+    """Whose statistics are joined: see :func:`synchronised_statistics`; of a SyncBatchNorm as its own forward does."""
+    if "_process_group" in vars(bn):
+        return cast("dist.ProcessGroup | None", vars(bn)["_process_group"])
+    is_joined = isinstance(bn, nn.SyncBatchNorm) and bn.training
+    if not (is_joined and dist.is_available() and dist.is_initialized()):
+        return None
+    return bn.process_group or dist.group.WORLD  # type: ignore[return-value]
+
+
+def _marked_forward(bn: _BatchNorm, input: Tensor) -> Tensor:
+    """A batch norm's forward within :func:`stat_groups` or :func:`synchronised_statistics`, for whoever calls it by
+    itself."""
+    groups, processes = _groups_of(bn), _processes_of(bn)
+    own = vars(bn).get("_own_forward")
+    if own is not None:
+        forward = own
+    elif synchronised.wanted(processes, bn.training or bn.running_mean is None):
+        forward = partial(_joined_forward, bn)
+    else:  # past SyncBatchNorm's, which would look for processes by itself
+        kind = _BatchNorm if isinstance(bn, nn.SyncBatchNorm) else type(bn)
+        forward = partial(kind.forward, bn)
     if groups == 1:
         return forward(input)
     if len(input) % groups:
         raise ValueError(f"'stat_groups' must divide the batch of {len(input)}, got {groups}")
     return torch.cat([forward(part) for part in input.chunk(groups)])
+
+
+def _joined_forward(bn: _BatchNorm, input: Tensor) -> Tensor:
+    """One batch of a batch norm whose statistics are joined."""
+    bn._check_input_dim(input)
+    if bn.training and bn.num_batches_tracked is not None:
+        bn.num_batches_tracked.add_(1)
+    momentum = bn.momentum
+    if momentum is None:
+        momentum = 1 / float(bn.num_batches_tracked or 1)
+    updated = bn.training and bn.track_running_stats
+    return functional.bn_act(
+        input,
+        *_gain_and_bias(bn, input),
+        bn.running_mean if updated else None,
+        bn.running_var if updated else None,
+        activation="none",
+        training=True,
+        momentum=momentum,
+        eps=bn.eps,
+        process_group=_processes_of(bn),
+    )
 
 
 def why_watched(module: nn.Module) -> str:
@@ -177,7 +221,7 @@ def why_watched(module: nn.Module) -> str:
         or module._backward_pre_hooks
     ):
         return "has hooks"
-    if ("_own_forward" if "_stat_groups" in vars(module) else "forward") in vars(module):
+    if ("_own_forward" if vars(module).keys() & _MARKS else "forward") in vars(module):
         return "its forward is replaced"
     return ""
 
@@ -294,9 +338,9 @@ def refuse_script(model: nn.Module) -> NoReturn:
 class FusedSequential(nn.Sequential):
     """An ``nn.Sequential`` that runs (transposed) convolution, batch norm and activation as one op.
 
-    The children stay plain ``nn.Conv2d``, ``nn.ConvTranspose2d``, ``nn.BatchNorm1d/2d/3d``, ``nn.ReLU``,
-    ``nn.LeakyReLU``, ``nn.Tanh``, ``nn.Sigmoid``: the state dict, initialisation by class name, ``.to()``, indexing are
-    those of ``nn.Sequential``, and the result is the same to rounding. A convolution may have its weight parametrized
+    The children stay plain ``nn.Conv2d``, ``nn.ConvTranspose2d``, ``nn.BatchNorm1d/2d/3d``, ``nn.SyncBatchNorm``,
+    ``nn.ReLU``, ``nn.LeakyReLU``, ``nn.Tanh``, ``nn.Sigmoid``: the state dict, initialisation by class name, ``.to()``,
+    indexing are those of ``nn.Sequential``, and the result is the same to rounding. A convolution may have its weight parametrized
     (``torch.nn.utils.parametrizations``). A child that no fused op equals (hooks, groups, dilation, padding modes,
     ``momentum=None``, subclasses, any other module) runs as itself, as does every child while the network is exported
     or traced (so that such graphs hold PyTorch's own ops alone), under ``torch.func`` transforms and in forward-mode
@@ -446,6 +490,7 @@ def explain(model: nn.Module, *inputs: Tensor) -> str:
                 continue  # has lines of its own
             if fused:
                 verdict = f"dcgan_fast.{run.op}" if run.op else f"itself: {run.reason}"
+                verdict += _whose_statistics(run.normalisation) if run.op else ""
                 if run.convolution in engines:
                     verdict += f" ({engines[run.convolution]})"
             else:
@@ -459,6 +504,26 @@ def explain(model: nn.Module, *inputs: Tensor) -> str:
             lines.append((path, type(module).__name__, "itself: not a child of an nn.Sequential"))
     widths = [max((len(line[i]) for line in lines), default=0) for i in (0, 1)]
     return "\n".join(f"{w:<{widths[0]}}  {kinds:<{widths[1]}}  -> {v}" for w, kinds, v in lines)
+
+
+def _whose_statistics(bn: _BatchNorm | None) -> str:
+    """For :func:`explain`: where they are, or could be, not those of one process."""
+    if bn is None:
+        return ""
+    group = _processes_of(bn)
+    if group is not None and synchronised.wanted(group, bn.training):
+        of = f", statistics of {dist.get_world_size(group)} processes"
+        served = all(synchronised.served(state) for state in bn.state_dict().values())
+        return (
+            of
+            if served
+            else f"{of} (dcgan_fast.reference: its kernels join those on the CPU alone)"
+        )
+    if not isinstance(bn, nn.SyncBatchNorm):
+        return ""
+    return ", statistics of this process: " + (
+        "evaluation" if not bn.training else "there is no group of several"
+    )
 
 
 def convolution_engines(model: nn.Module, *inputs: Tensor) -> dict[nn.Module | None, str]:
@@ -483,12 +548,17 @@ def _batch_norms(model: nn.Module) -> list[_BatchNorm]:
     return [module for module in model.modules() if isinstance(module, _BatchNorm)]
 
 
+def _joins(layers: Sequence[_BatchNorm]) -> bool:
+    return any(isinstance(bn, nn.SyncBatchNorm) or "_process_group" in vars(bn) for bn in layers)
+
+
 @contextmanager
 def batch_norm_mode(model: nn.Module, mode: Literal["batch", "running"]) -> Iterator[None]:
     """Within the context every batch norm of ``model`` normalises by the statistics of its own batch (``"batch"``,
     leaving the running ones as they are) or by its running statistics (``"running"``).
 
-    Everything else, dropout say, stays in the mode it is in.
+    Everything else, dropout say, stays in the mode it is in. The batch is this process's alone, also where
+    :func:`synchronised_statistics` or a fused :class:`torch.nn.SyncBatchNorm` would join it with others.
 
     Raises:
         ValueError: ``mode`` is neither.
@@ -497,12 +567,16 @@ def batch_norm_mode(model: nn.Module, mode: Literal["batch", "running"]) -> Iter
         raise ValueError(f"batch_norm_mode(): 'mode' must be 'batch' or 'running', got {mode!r}")
     layers = _batch_norms(model)
     before = [(bn.training, bn.track_running_stats) for bn in layers]
+    alone = (
+        _marked(model, _process_group=None) if mode == "batch" and _joins(layers) else nullcontext()
+    )
     try:
         for bn in layers:
             bn.training = mode == "batch"
             if mode == "batch":
                 bn.track_running_stats = False
-        yield
+        with alone:
+            yield
     finally:
         for bn, (training, track) in zip(layers, before, strict=True):
             bn.training, bn.track_running_stats = training, track
@@ -523,9 +597,47 @@ def stat_groups(model: nn.Module, groups: int) -> Iterator[None]:
     """
     if groups < 1:
         raise ValueError(f"stat_groups(): 'groups' must be at least 1, got {groups}")
-    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
-        raise ValueError("stat_groups(): the batch norms of a ScriptModule cannot be reached")
-    names = ("forward", "_stat_groups", "_own_forward")
+    _refuse_scripts("stat_groups", model)
+    with _marked(model, _stat_groups=groups):
+        yield
+
+
+@contextmanager
+def synchronised_statistics(
+    model: nn.Module, process_group: dist.ProcessGroup | None = None
+) -> Iterator[None]:
+    """Within the context every batch norm of ``model`` normalises, in training, by the joined statistics of the batches
+    of all processes of the group (of all there are, where none is given), and updates its running ones by them.
+
+    What :class:`torch.nn.SyncBatchNorm` does (which runs synchronised in a :class:`FusedSequential` too, on the CPU as
+    well), with no change to the model; batch norms that run as themselves are synchronised alike, but for those whose
+    forward was replaced. All processes must run the same passes in the same order, also backward. A model that only
+    some of them call, one that draws samples say, must be called outside. It goes with :func:`stat_groups`.
+
+    Raises:
+        ValueError: ``model`` holds TorchScript, or there is no process group.
+    """
+    _refuse_scripts("synchronised_statistics", model)
+    if process_group is None:
+        if not (dist.is_available() and dist.is_initialized()):
+            raise ValueError(
+                "synchronised_statistics(): there are no processes to join: call "
+                "torch.distributed.init_process_group first"
+            )
+        process_group = dist.group.WORLD
+    with _marked(model, _process_group=process_group):
+        yield
+
+
+_MARKS = frozenset(
+    {"_stat_groups", "_process_group"}
+)  # what a batch norm is told by these contexts
+
+
+@contextmanager
+def _marked(model: nn.Module, **marks: object) -> Iterator[None]:
+    """Within the context every batch norm of ``model`` has these marks, and a forward that heeds them."""
+    names = ("forward", "_own_forward", *_MARKS)
     before = [
         (vars(bn), {name: vars(bn)[name] for name in names if name in vars(bn)})
         for bn in _batch_norms(model)
@@ -534,17 +646,22 @@ def stat_groups(model: nn.Module, groups: int) -> Iterator[None]:
         for bn in _batch_norms(model):
             state = vars(bn)
             # one object for good: torch.compile compiles anew for another
-            by_groups = state.setdefault("_by_groups", partial(_forward_by_groups, bn))
+            marked = state.setdefault("_marked_forward", partial(_marked_forward, bn))
             own = state.get("forward")
-            if own is not None and own is not by_groups:
+            if own is not None and own is not marked:
                 state["_own_forward"] = own
-            state.update(forward=by_groups, _stat_groups=groups)
+            state.update(forward=marked, **marks)
         yield
     finally:
         for state, entries in before:
             for name in names:
                 state.pop(name, None)
             state.update(entries)
+
+
+def _refuse_scripts(function: str, model: nn.Module) -> None:
+    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        raise ValueError(f"{function}(): the batch norms of a ScriptModule cannot be reached")
 
 
 @dataclass(frozen=True)

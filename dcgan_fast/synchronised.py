@@ -124,7 +124,7 @@ class _JoinedBatchNorm(torch.autograd.Function):
         maps, moments = call.maps_and_moments(input, weight)
         processes = dist.get_world_size(call.process_group)
         of_all = moments.new_empty((processes, *moments.shape))
-        dist.all_gather_into_tensor(of_all.view(-1), moments.view(-1), group=call.process_group)
+        dist.all_gather(list(of_all.unbind()), moments, group=call.process_group)
         output, mean, rstd = _ops.bn_act_joined_forward(
             maps,
             bn_weight,

@@ -355,7 +355,7 @@ def test_stat_groups_are_as_many_batches(kind, training):
     torch.testing.assert_close(found, torch.cat([twin(part) for part in parts]))
     torch.testing.assert_close(net.state_dict(), twin.state_dict())
     for name, module in net.named_modules():
-        assert vars(module).keys() - {"_by_groups"} == before[name].keys()
+        assert vars(module).keys() - {"_marked_forward"} == before[name].keys()
         assert vars(module).get("forward") == before[name].get("forward")
 
 
