@@ -18,7 +18,7 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 import torch
 from torch import nn
@@ -44,12 +44,14 @@ from .training import (
     TensorBoard,
     TrainConfig,
     Trainer,
+    distributed,
     load_networks,
     read_settings,
 )
 from .training.config import DIGITS_WIDTH, EPOCHS, LOSS_OUTPUTS, OPTIMIZERS, STEPS_AT_LEAST
 from .training.losses import OBJECTIVES
 from .training.penalties import PENALTIES
+from .training.run import find_launched
 from .training.step_profile import STEPS as PROFILED_STEPS
 from .training.tensorboard import log_folder
 from .visualize import image_grid, save_png, to_image
@@ -77,7 +79,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             message = _user_message(error)
             if debug or message is None:
                 raise
-            print(f"dcgan-fast: error: {message}", file=sys.stderr)
+            if not isinstance(error, distributed.ToldByFirst):
+                print(f"dcgan-fast: error: {message}", file=sys.stderr)
             return 2
 
 
@@ -93,7 +96,9 @@ def _user_message(error: Exception) -> str | None:
 
 
 def _print_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    """On a line of its own, also where a progress bar is drawn."""
+    """On a line of its own, also where a progress bar is drawn; of several processes the first speaks."""
+    if distributed.rank():
+        return
     tqdm.write(f"dcgan-fast: warning: {' '.join(str(message).split())}", file=sys.stderr)
 
 
@@ -114,38 +119,59 @@ def _train(
         if resume is not None:
             raise UserError("--config is for a new run, and --resume continues one with its own")
         settings = read_settings(config) | settings
+    processes = distributed.join()
+    begun = processes.from_first(lambda: _begun(settings)) if distributed.restarts() else None
+    if begun is not None and resume is None:
+        path, has_checkpoint = begun
+        if has_checkpoint:
+            resume, settings = str(path), {}
+        else:
+            settings["name"] = path.name
     if resume is None:
         if settings.get("conditional"):
             settings.setdefault("preset", "cgan-dcgan")
         trainer = Trainer(TrainConfig(**settings))
     else:
         # Without a path, --out and --name say where the run is; they cannot change it.
-        path = resume or Path(settings.pop("out", "runs"), settings.pop("name", None) or "")
-        trainer = Trainer.resume(path, **settings)
+        file = resume or Path(settings.pop("out", "runs"), settings.pop("name", None) or "")
+        trainer = Trainer.resume(file, **settings)
+
+    def say(text: str, file: TextIO | None = None) -> None:
+        if processes.is_first:
+            print(text, file=file)
+
     if print_config:
-        print(trainer.config.to_json(), end="")
+        say(trainer.config.to_json().rstrip())
         return 0
     if tensorboard is None and trainer.run is not None and log_folder(trainer).exists():
         log = TensorBoard()  # the run had one
     watched = None if profile is None else Profile(profile)
     callbacks: list[Callback] = [each for each in (ProgressBar(), log, watched) if each is not None]
-    print(_summary(trainer))
+    say(_summary(trainer))
     if trainer.step >= trainer.last_step:
-        print(f"complete at step {trainer.step} already; more --epochs would continue it")
+        say(f"complete at step {trainer.step} already; more --epochs would continue it")
         return 0
     try:
-        folder = trainer.fit(callbacks)
+        folder = trainer.fit(callbacks if processes.is_first else [])
     except (KeyboardInterrupt, SystemExit) as stop:
         folder = trainer.run.path if trainer.run else None
-        print(
+        say(
             f"stopped after step {trainer.step}; continue with: dcgan-fast train --resume {folder}",
-            file=sys.stderr,
+            sys.stderr,
         )
         return 130 if isinstance(stop, KeyboardInterrupt) else 128 + signal.SIGTERM
     if watched is not None and watched.result is not None:
-        print(f"{watched.table}: where the time of a step goes")
-    print(f"{folder}: {trainer.step} steps; sample it with: dcgan-fast sample {folder}")
+        say(f"{watched.table}: where the time of a step goes")
+    say(f"{folder}: {trainer.step} steps; sample it with: dcgan-fast sample {folder}")
+    distributed.leave()
     return 0
+
+
+def _begun(settings: Mapping[str, Any]) -> tuple[Path, bool] | None:
+    """The folder of this command's run, if ``torchrun`` has started it before, and whether it has a checkpoint."""
+    out, launch = settings.get("out", TrainConfig.out), distributed.launch()
+    run = None if out is None or launch is None else find_launched(out, launch)
+    return None if run is None else (run.path, run.checkpoint.exists())
 
 
 def _summary(trainer: Trainer) -> str:
@@ -154,11 +180,15 @@ def _summary(trainer: Trainer) -> str:
         f" ({trainer.dataset.removed:,} near-duplicates removed)" if trainer.config.dedup else ""
     )
     classes = f" of {trainer.classes} classes" if trainer.classes else ""
+    count_of = trainer.processes.count
+    where = str(trainer.device)
+    if count_of > 1:
+        where = f"{trainer.device.type}, {count_of} processes of {trainer.config.batch_size} images"
     return (
         f"{trainer.dataset.name}: {count:,} images of {'x'.join(map(str, shape))}{removed}{classes}; "
         f"{trainer.config.preset}: {_weights(trainer.generator):,} + "
         f"{_weights(trainer.discriminator):,} weights; "
-        f"{trainer.epochs} epochs of {trainer.steps_per_epoch} steps on {trainer.device}"
+        f"{trainer.epochs} epochs of {trainer.steps_per_epoch} steps on {where}"
     )
 
 
@@ -649,7 +679,12 @@ def _parser() -> argparse.ArgumentParser:
             "metrics.jsonl, config.json, a checkpoint that training continues from bit for bit,\n"
             "and the weights alone (generator.pth, discriminator.pth) as pytorch/examples keeps\n"
             "them.\n"
-            "Ctrl-C writes a checkpoint and ends; a second one ends at once.",
+            "Ctrl-C writes a checkpoint and ends; a second one ends at once.\n\n"
+            "Several processes, one a GPU or a few cores, train one run together:\n"
+            "  torchrun --nproc-per-node 2 --max-restarts 3 -m dcgan_fast train photos/\n"
+            "Each takes --batch-size images a step. The first writes; if one ends, all end, and\n"
+            "torchrun starts them again from the last checkpoint. --resume may have another\n"
+            "number of processes, which then share the images of a step anew.",
             "dcgan-fast train photos/ --image-size 64 --flip --name photos",
         )
     )
@@ -890,7 +925,7 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
         alias="--batchSize",
         type=int,
         metavar="N",
-        help=f"images of a minibatch (pytorch: {default.batch_size})",
+        help=f"images of a minibatch, of each process under torchrun (pytorch: {default.batch_size})",
     )
     add("--optimizer", choices=OPTIMIZERS, help="(pytorch: adam; cgan-mnist: sgd)")
     add("--lr", type=float, metavar="X", help=f"learning rate (pytorch: {default.lr:g})")
@@ -998,6 +1033,11 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
         ("channels-last", "keep images and maps as NHWC"),
         ("fuse", "run the fused ops; --no-fuse runs plain torch.nn"),
         ("deterministic", "CUDA: only algorithms that repeat bit for bit"),
+        (
+            "sync-bn",
+            "under torchrun: batch norm by the statistics of all processes' images, so that the numbers do not depend "
+            "on how many there are",
+        ),
     ):
         add(f"--{name}", action=argparse.BooleanOptionalAction, help=f"{what} (default: yes)")
 

@@ -91,7 +91,7 @@ class TrainConfig:
     epochs: int | None = None  # None: 25, or as many as make STEPS_AT_LEAST steps on a small set
     patience: int | None = None  # end after so many epochs without a better validation likelihood
     max_steps: int | None = None  # stop after so many steps, wherever in an epoch
-    batch_size: int = _from_preset()
+    batch_size: int = _from_preset()  # of each process
     optimizer: str = _from_preset()  # "adam" or "sgd"
     lr: float = _from_preset()
     lr_decay: float = _from_preset()  # the rate is divided by this at each step
@@ -122,6 +122,7 @@ class TrainConfig:
     channels_last: bool = True
     fuse: bool = True
     deterministic: bool = True  # CUDA: only cuDNN algorithms that repeat bit for bit
+    sync_bn: bool = True  # several processes: batch norm by the statistics of all their batches
 
     # Output
     out: str | None = "runs"  # None: nothing is written

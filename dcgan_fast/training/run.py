@@ -28,6 +28,11 @@ class RunFolder:
         return self.path / "config.json"
 
     @property
+    def launch(self) -> Path:
+        """Which launch of ``torchrun`` works on it: one that starts its processes anew finds the run by that."""
+        return self.path / "launch.txt"
+
+    @property
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
 
@@ -139,6 +144,14 @@ def find_checkpoint(path: str | os.PathLike[str]) -> Path:
         if path.exists()
         else f"no checkpoint to continue from: {path} does not exist"
     )
+
+
+def find_launched(out: str | os.PathLike[str], launch: str) -> RunFolder | None:
+    """The run in ``out`` that this launch has made, if it came so far."""
+    for file in Path(out).glob("*/launch.txt"):
+        if file.read_text() == launch:
+            return RunFolder(file.parent)
+    return None
 
 
 def _runs_in(folder: Path) -> list[Path]:

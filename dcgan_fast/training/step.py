@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 from ..nn import stat_groups
 from .losses import Objective
 from .penalties import GradientPenalty
-from .update import Update
+from .update import Average, Update, keep
 
 METRICS = ("loss_d", "loss_g", "d_x", "d_g_z1", "d_g_z2")
 """What a step reports: both losses, D(x), D(G(z)) as D's update and as G's update saw it; with a penalty also that."""
@@ -61,6 +61,7 @@ class Step:
         clip_grad: the most that the norm of a network's gradient may be; what is longer is shortened to it.
         scale_losses: against the underflow of float16: each network's loss is scaled as ``torch.amp.GradScaler`` does,
             and an update whose gradients overflow is left out.
+        average: as :class:`Update` takes it.
 
     Attributes:
         number: of the step to come, from 0; decides when a lazy penalty is due.
@@ -89,10 +90,11 @@ class Step:
         autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
         clip_grad: float | None = None,
         scale_losses: bool = False,
+        average: Average = keep,
     ) -> None:
         self.generator, self.discriminator = generator, discriminator
-        self.update_g = Update(generator, optimizer_g, clip_grad, scale_losses)
-        self.update_d = Update(discriminator, optimizer_d, clip_grad, scale_losses)
+        self.update_g = Update(generator, optimizer_g, clip_grad, scale_losses, average)
+        self.update_d = Update(discriminator, optimizer_d, clip_grad, scale_losses, average)
         self.objective, self.penalty = objective or Objective(), penalty
         self.g_steps_per_d, self.d_steps_per_g = g_steps_per_d, d_steps_per_g
         self.accumulate = accumulate

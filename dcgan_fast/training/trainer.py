@@ -8,7 +8,7 @@ import os
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,11 +19,11 @@ from torch import Tensor, nn
 
 from .. import models
 from ..data import Batches, Dataset
-from ..devices import pick_device
 from ..errors import UserError
 from ..files import write_text
-from ..nn import batch_norm_mode
+from ..nn import batch_norm_mode, synchronised_statistics
 from ..visualize import image_grid, save_png, training_curves, watch_curves
+from . import distributed
 from .callbacks import Callback
 from .checkpoint import (
     PREVIOUS_NAME,
@@ -73,6 +73,10 @@ class _Grid(NamedTuple):
 class Trainer:
     """Trains a generator against a discriminator; ``Trainer(TrainConfig(epochs=5)).fit()``.
 
+    Under ``torchrun`` (or with a default group of torch.distributed) each process has a trainer of the same settings
+    and ``config.batch_size`` images of every batch, and they train as one (:mod:`.distributed`): with
+    ``config.sync_bn`` the numbers are those of one process with the joined batch. The first alone writes.
+
     Args:
         config: every setting; the default trains the default networks on ``digits``.
         generator, discriminator: networks of your own in place of the preset's. The generator maps
@@ -92,6 +96,7 @@ class Trainer:
             ``validation.jsonl`` holds. ``best.pt`` is the checkpoint of the best epoch.
         watch: looks for a collapse; None with ``config.watch`` False.
         run: the run's folder, None before :meth:`fit` and where ``config.out`` is None.
+        processes: those that train together.
 
     Raises:
         UserError: settings that do not go together, or data that cannot be read.
@@ -113,18 +118,24 @@ class Trainer:
                 "Trainer(): 'dedup' is for config.data; give 'dataset' without its near-duplicates "
                 "(dcgan_fast.dedup.images.without_near_duplicates)"
             )
-        self.device = pick_device(config.device)
+        self.processes = distributed.join()
+        self.device = self.processes.device(config.device)
         configure_torch(config, self.device)
         if generator is None:
             check_networks(config)
         elif getattr(generator, "classes", 0):
             config = dataclasses.replace(config, conditional=True)
-        self.dataset = load_data(config) if dataset is None else dataset
+        if dataset is None:
+            dataset_name = None
+            dataset = self.processes.after_first(lambda: load_data(config))
+        else:
+            dataset_name = dataset.name
+        self.dataset = dataset
         if config.patience is not None:
             self.dataset, held_out = hold_out(self.dataset)
         self.classes = count_classes(self.dataset) if config.conditional else 0
         self.steps_per_epoch = self._count_steps(config)
-        self.config = self._resolve(config, None if dataset is None else dataset.name)
+        self.config = self._resolve(config, dataset_name)
 
         torch.manual_seed(config.seed)
         if generator is None or discriminator is None:
@@ -171,8 +182,10 @@ class Trainer:
             autocast=self._autocast,
             clip_grad=config.clip_grad,
             scale_losses=config.amp == "fp16",
+            average=self.processes.average_gradients,
         )
         self._window = MetricsWindow(self._update.metrics, config.log_every)
+        self._draw_apart("start")
 
     @classmethod
     def resume(
@@ -186,21 +199,28 @@ class Trainer:
     ) -> Trainer:
         """A trainer that continues, bit for bit, from a checkpoint or from the newest of a run.
 
+        With another number of processes than the run had, each gets another ``batch_size``, so that a step has as many
+        images as before; the numbers are then the same to rounding, with ``sync_bn``. The file must be within reach of
+        the first process alone.
+
         ``changes`` are settings of :class:`TrainConfig` that may differ from the run's: ``epochs``
         (raised), and what has no part in the numbers. Give networks and data of your own again.
 
         Raises:
             UserError: no checkpoint, not one of a training run, a setting that may not change,
-                other data, or other networks.
+                other data, or other networks; a batch that the processes cannot share equally.
         """
-        file = find_checkpoint(path)
-        checkpoint = _load_newest(file)
+        processes = distributed.join()
+        file, checkpoint = processes.from_first(lambda: _find_newest(path))
         if "train_config" not in checkpoint:
             raise UserError(
                 f"{file} holds networks but no training run to continue; start one from them with "
                 "init_generator and init_discriminator (--netG, --netD)"
             )
         config = TrainConfig.from_dict(checkpoint["train_config"]).changed(changes)
+        if (then := checkpoint.get("processes", 1)) != processes.count:
+            share = distributed.split_batch(config.batch_size * then, processes.count)
+            config = dataclasses.replace(config, batch_size=share)
         # The files that the run started from may be gone, and are not needed any more.
         start = dataclasses.replace(config, init_generator=None, init_discriminator=None)
         trainer = cls(start, generator=generator, discriminator=discriminator, dataset=dataset)
@@ -239,7 +259,8 @@ class Trainer:
 
     @property
     def images_per_step(self) -> int:
-        return self.config.batch_size * self.config.batches_per_step
+        """Of all processes."""
+        return self.config.batch_size * self.config.batches_per_step * self.processes.count
 
     @property
     def records(self) -> Sequence[Record]:
@@ -255,16 +276,18 @@ class Trainer:
         """Train until the run is complete; returns its folder (None where ``config.out`` is None).
 
         Ctrl-C and SIGTERM end the run at the next step boundary with a checkpoint and then raise
-        KeyboardInterrupt or SystemExit(143).
+        KeyboardInterrupt or SystemExit(143), in all processes after the same step.
 
         Raises:
             TrainingDiverged: a loss or a weight is NaN or infinite; the last good checkpoint stays.
+            ProcessLost: another process has ended or does not answer; the last checkpoint stays.
             UserError: the output cannot be written.
         """
         if self.step >= self.last_step or self._is_exhausted():
             return self.run.path if self.run else None
-        with StopRequest() as stop:
+        with StopRequest() as stop, self.processes.missed(self._what_stays):
             self._open_run()
+            self.processes.share_state(self.generator, self.discriminator)
             for callback in callbacks:
                 callback.on_start(self)
             try:
@@ -284,7 +307,8 @@ class Trainer:
         for real in self._real_images():
             self._schedule.set(self.step)
             self._update.instance_noise = self._schedule.instance_noise(self.step, self._whole_run)
-            row = self._update(real, self._draw)
+            with self._joined_statistics():
+                row = self.processes.mean(self._update(real, self._draw))
             self.step += 1
             if self.ema is not None:
                 self.ema.update_parameters(self.generator)
@@ -301,8 +325,11 @@ class Trainer:
                 self._record(self._window.mean(), callbacks)
             if self.step % self.steps_per_epoch == 0 or complete:
                 self._end_epoch(callbacks, complete)
-            if self._save_is_due() or complete or stop.received is not None:
+            asked, due = self.processes.agree(stop.received or 0, self._save_is_due())
+            stop.received = asked or None
+            if due or complete or asked:
                 self.save()
+                self.processes.wait()  # whoever ended before the first has saved would have it ended too
             stop.raise_if_received()
             if complete:
                 return
@@ -321,6 +348,8 @@ class Trainer:
             device=self.device,
             value_range=self._value_range,
             memory_format=self._layout,
+            rank=self.processes.rank,
+            world_size=self.processes.count,
             start=(self.epoch, self.step % self.steps_per_epoch * stride),
         )
         wanted = 1 if self.config.alternate else stride
@@ -335,9 +364,25 @@ class Trainer:
                     return
 
     def _draw(self) -> Tensor | Sample:
-        count = self.config.batch_size
-        latent = self._latents_from(self._latents, count)
-        return (latent, self._labels_from(self._latents, count)) if self.classes else latent
+        """This process's part of what one would draw for all."""
+        share, rank = self.config.batch_size, self.processes.rank
+        count, mine = share * self.processes.count, slice(rank * share, (rank + 1) * share)
+        latent = self._latents_from(self._latents, count)[mine]
+        return (latent, self._labels_from(self._latents, count)[mine]) if self.classes else latent
+
+    @contextmanager
+    def _joined_statistics(self) -> Iterator[None]:
+        """For the passes of a step alone: grids and looks are the first process's, who would wait for the others."""
+        with ExitStack() as stack:
+            if self.processes.count > 1 and self.config.sync_bn:
+                for network in (self.generator, self.discriminator):
+                    stack.enter_context(synchronised_statistics(network, self.processes.group))
+            yield
+
+    def _draw_apart(self, since: str) -> None:
+        """Give each process but the first random numbers of its own, for dropout; checkpoints keep the first's."""
+        if rank := self.processes.rank:
+            torch.manual_seed(derived_seed(self.config.seed, f"process {rank} {since}"))
 
     def _labels_from(self, source: torch.Generator, count: int) -> Tensor:
         """Labels of images drawn from the data: as frequent as they are there."""
@@ -366,8 +411,16 @@ class Trainer:
     # ------------------------------------------------------------------------------ what it writes
 
     def _open_run(self) -> None:
+        """Make the run's folder, in the first process; all know it."""
+        self.run = self.processes.from_first(self._make_run)
+        if self.run is not None:
+            self.config = dataclasses.replace(
+                self.config, out=str(self.run.path.parent), name=self.run.path.name
+            )
+
+    def _make_run(self) -> RunFolder | None:
         if self.config.out is None:
-            return
+            return None
         if self.run is not None:
             self.run.prepare()
         else:
@@ -379,10 +432,18 @@ class Trainer:
             self._likelihoods.path = self.run.validation
             self._likelihoods.rewind(self.step, every=1)
         save_png(self._draw_real_grid(), self.run.real)
-        self.config = dataclasses.replace(
+        placed_config = dataclasses.replace(
             self.config, out=str(self.run.path.parent), name=self.run.path.name
         )
-        write_text(self.run.config, self.config.to_json())
+        write_text(self.run.config, placed_config.to_json())
+        if launch := distributed.launch():
+            write_text(self.run.launch, launch)
+        return self.run
+
+    @property
+    def _written(self) -> RunFolder | None:
+        """The run's folder where this process writes to it."""
+        return self.run if self.processes.is_first else None
 
     def _record(self, record: Record, callbacks: Sequence[Callback]) -> None:
         now = time.monotonic()
@@ -410,7 +471,7 @@ class Trainer:
         for name, value in found.items():
             if not math.isfinite(value):
                 raise TrainingDiverged(f"{name} is {value} at step {self.step}")
-        if is_due and (complaint := watch.warning()):
+        if is_due and (complaint := watch.warning()) and self.processes.is_first:
             warnings.warn(f"step {self.step}: {complaint}; {self._remedy()}", stacklevel=2)
         return found
 
@@ -448,11 +509,14 @@ class Trainer:
     def _validate(self, validation: Validation) -> None:
         """Measure the networks as they are; the best so far are kept."""
         self._check_finite()
-        found, sigma = validation.measure(self.epoch, bn=self.config.bn)
+        found, sigma = self.processes.from_first(
+            lambda: validation.measure(self.epoch, bn=self.config.bn)
+        )
+        validation.note(found, self.epoch)
         record = {"step": self.step, "epoch": self.epoch, "log_likelihood": found, "sigma": sigma}
         self._likelihoods.append(record)
-        if self.run is not None and validation.is_best(self.epoch):
-            save_checkpoint(self.run.best, self.state())
+        if self._written is not None and validation.is_best(self.epoch):
+            save_checkpoint(self._written.best, self.state())
 
     def _end_epoch(self, callbacks: Sequence[Callback], complete: bool) -> None:
         for callback in callbacks:
@@ -460,12 +524,14 @@ class Trainer:
         epoch = (self.step - 1) // self.steps_per_epoch + 1
         every = self.config.grid_every
         assert every is not None  # _resolve() has set it
-        if self.run is not None and (complete or epoch % every == 0):
-            self._write_products(self.run, epoch)
+        if complete or epoch % every == 0:
+            self._check_finite()
+            if self._written is not None:
+                self._write_products(self._written, epoch)
+            self.processes.wait()
 
     def _write_products(self, run: RunFolder, epoch: int) -> None:
         """What people look at: the grid, the curves, the bare weights."""
-        self._check_finite()
         save_png(self.draw_grid(), run.grid(epoch))
         save_png(training_curves(self.records), run.curves)
         if self.watch is not None:
@@ -534,10 +600,10 @@ class Trainer:
             TrainingDiverged: a weight or a loss is not finite; nothing is written.
         """
         self._check_finite()
-        if self.run is not None:
+        if self._written is not None:
             self._metrics.sync()
             self._likelihoods.sync()
-            save_checkpoint(self.run.checkpoint, self.state(), keep=PREVIOUS_NAME)
+            save_checkpoint(self._written.checkpoint, self.state(), keep=PREVIOUS_NAME)
         self._saved_at = time.monotonic()
 
     def state(self) -> dict[str, Any]:
@@ -566,6 +632,7 @@ class Trainer:
                 "cuda": torch.cuda.get_rng_state(self.device) if cuda else None,
             },
             "data": {"name": self.dataset.name, "shape": list(self.dataset.images.shape)},
+            "processes": self.processes.count,
             "step": self.step,
             "epoch": self.epoch,
             "metrics": self._window.state(),
@@ -597,6 +664,7 @@ class Trainer:
         for update, state in zip(updates, checkpoint.get("scalers", ({}, {})), strict=True):
             update.load_state_dict(state)
         self.step = self._update.number = checkpoint["step"]
+        self._draw_apart(f"from step {self.step}")
         self._window.load(checkpoint["metrics"], self.step, self.device)
         if self.validation is not None:
             self.validation.load(checkpoint["validation"])
@@ -636,12 +704,18 @@ class Trainer:
             kept = f"the last good checkpoint is {self.run.checkpoint}"
         return f"training diverged; {kept}; a lower --lr may help"
 
+    def _what_stays(self) -> str:
+        if self.run is None or not self.run.checkpoint.exists():
+            return "there is no checkpoint yet"
+        return f"continue from its last checkpoint with --resume {self.run.path}"
+
     def _count_steps(self, config: TrainConfig) -> int:
-        steps = len(self.dataset) // (config.batch_size * config.batches_per_step)
+        images = config.batch_size * config.batches_per_step * self.processes.count
+        steps = len(self.dataset) // images
         if steps == 0:
             raise UserError(
-                f"{self.dataset.name} holds {len(self.dataset)} images, fewer than the "
-                f"{config.batch_size * config.batches_per_step} of one step: lower 'batch_size'"
+                f"{self.dataset.name} holds {len(self.dataset)} images, fewer than the {images} of one step"
+                f"{' of all processes' if self.processes.count > 1 else ''}: lower 'batch_size'"
             )
         return steps
 
@@ -661,6 +735,12 @@ class Trainer:
             epochs=epochs,
             grid_every=config.grid_every or math.ceil(epochs / _MAX_GRIDS),
         )
+
+
+def _find_newest(path: str | os.PathLike[str]) -> tuple[Path, dict[str, Any]]:
+    """The checkpoint that ``path`` means, and what it holds."""
+    file = find_checkpoint(path)
+    return file, _load_newest(file)
 
 
 def _load_newest(file: Path) -> dict[str, Any]:

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.optim import Optimizer
+
+
+Average = Callable[[Iterable[Tensor]], None]
+
+
+def keep(weights: Iterable[Tensor]) -> None:
+    """The gradients of one process are the average."""
 
 
 class Update:
@@ -19,13 +27,19 @@ class Update:
         clip: the most that the norm of the gradient may be (of all weights, joined); None: any.
         scale_losses: scale losses against the underflow of float16, and leave out an update whose gradients overflow:
             :class:`torch.amp.GradScaler`, one for each network.
+        average: makes the gradients of the weights it is given those of all processes, before they are clipped.
     """
 
     def __init__(
-        self, network: nn.Module, optimizer: Optimizer, clip: float | None, scale_losses: bool
+        self,
+        network: nn.Module,
+        optimizer: Optimizer,
+        clip: float | None,
+        scale_losses: bool,
+        average: Average = keep,
     ) -> None:
         self.weights = [p for p in network.parameters() if p.requires_grad]
-        self.optimizer, self.clip = optimizer, clip
+        self.optimizer, self.clip, self.average = optimizer, clip, average
         device = self.weights[0].device.type if self.weights else "cpu"
         self.scaler = GradScaler(device, enabled=scale_losses)
 
@@ -44,6 +58,7 @@ class Update:
 
     def finish(self) -> None:
         """Makes the step that the gradients call for."""
+        self.average(self.weights)
         if self.clip is not None:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.weights, self.clip)

@@ -70,9 +70,13 @@ class Validation:
         samples = draw_samples(self._generator, len(self._images), bn=bn)
         sigma, means = search_sigma(samples, self._images)
         found = float(means.max())
+        self.note(found, epoch)
+        return found, sigma
+
+    def note(self, found: float, epoch: int) -> None:
+        """Keep the log-likelihood after ``epoch``, measured by another process say, if it is the best."""
         if self.best is None or found > self.best:
             self.best, self.best_epoch = found, epoch
-        return found, sigma
 
     def is_best(self, epoch: int) -> bool:
         return self.best_epoch == epoch
