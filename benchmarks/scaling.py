@@ -34,7 +34,7 @@ from dcgan_fast import _C, models
 from dcgan_fast.nn import synchronised_statistics
 from dcgan_fast.training import distributed
 from dcgan_fast.training.distributed import Processes
-from dcgan_fast.training.step import AdversarialStep
+from dcgan_fast.training.step import Step
 
 FMA_SECONDS = 0.2
 
@@ -51,7 +51,7 @@ class Loop:
         real = torch.rand(batch, self.pair[0].nc, size, size) * 2 - 1
         self.real = real.contiguous(memory_format=torch.channels_last)
         autocast = partial(torch.autocast, "cpu", dtype=torch.bfloat16)
-        self.step = AdversarialStep(
+        self.step = Step(
             *self.pair,
             *(Adam(n.parameters(), lr=2e-4, betas=(0.5, 0.999), fused=True) for n in self.pair),
             autocast=autocast if dtype == "bfloat16" else nullcontext,

@@ -1,11 +1,11 @@
 """The fused ops: (transposed) convolution, batch normalisation and activation in one node each.
 
 Arguments carry the names of :mod:`torch.nn.functional`. All are differentiable to any order, on kernels as far as
-gradient penalties go (:func:`maxout_linear` and :func:`plane_bias_act` twice, through PyTorch's ops), traceable by
-``torch.compile(fullgraph=True)`` and known to autocast, which lowers the convolution's operands and leaves the
-parameters of the normalisation alone. Inputs may be contiguous or channels_last; the result keeps the format that
-PyTorch's own ops would give. Statistics are accumulated in float32 (float64 for float64) as mean and squared
-deviations, and do not depend on the number of threads.
+gradient penalties go (:func:`maxout_linear`, :func:`plane_bias_act` and a ``process_group`` twice, through PyTorch's
+ops), traceable by ``torch.compile(fullgraph=True)`` and known to autocast, which lowers the convolution's operands and
+leaves the parameters of the normalisation alone. Inputs may be contiguous or channels_last; the result keeps the
+format that PyTorch's own ops would give. Statistics are accumulated in float32 (float64 for float64) as mean and
+squared deviations, and do not depend on the number of threads.
 
 CPU tensors, and CUDA tensors where the CUDA half was built, run the kernels of this library (:func:`maxout_linear`: CPU
 tensors alone); any other device, transforms of ``torch.func`` and forward-mode differentiation run

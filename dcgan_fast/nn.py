@@ -340,11 +340,11 @@ class FusedSequential(nn.Sequential):
 
     The children stay plain ``nn.Conv2d``, ``nn.ConvTranspose2d``, ``nn.BatchNorm1d/2d/3d``, ``nn.SyncBatchNorm``,
     ``nn.ReLU``, ``nn.LeakyReLU``, ``nn.Tanh``, ``nn.Sigmoid``: the state dict, initialisation by class name, ``.to()``,
-    indexing are those of ``nn.Sequential``, and the result is the same to rounding. A convolution may have its weight parametrized
-    (``torch.nn.utils.parametrizations``). A child that no fused op equals (hooks, groups, dilation, padding modes,
-    ``momentum=None``, subclasses, any other module) runs as itself, as does every child while the network is exported
-    or traced (so that such graphs hold PyTorch's own ops alone), under ``torch.func`` transforms and in forward-mode
-    differentiation.
+    indexing are those of ``nn.Sequential``, and the result is the same to rounding. A convolution may have its weight
+    parametrized (``torch.nn.utils.parametrizations``). A child that no fused op equals (hooks, groups, dilation,
+    padding modes, ``momentum=None``, subclasses, any other module) runs as itself, as does every child while the
+    network is exported or traced (so that such graphs hold PyTorch's own ops alone), under ``torch.func`` transforms
+    and in forward-mode differentiation.
     :func:`explain` shows what runs as what. The plan is made anew in each call (about a microsecond a child), so that
     hooks and replaced children are seen.
     """

@@ -29,6 +29,8 @@ ALIKE: dict[str, dict[str, Any]] = {
     # of few steps: batch norm over eight vectors makes much of rounding
     "with labels": {**SGD, "preset": "cgan-dcgan", "ngf": None, "ndf": None, "max_steps": 3},
     "plain": {**SGD, "fuse": False},
+    "clipped": {**SGD, "clip_grad": 0.5, "accumulate": 2, "ema": 0.5, "objective": "hinge"},
+    "penalised": {**SGD, "penalty": "r1", "penalty_weight": 0.1, "max_steps": 3},
     "patient": {**SGD, "patience": 1, "epochs": 3},
 }
 

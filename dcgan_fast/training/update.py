@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 
-
 Average = Callable[[Iterable[Tensor]], None]
 
 
