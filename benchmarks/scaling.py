@@ -43,8 +43,13 @@ class Loop:
     """Steps of ``batch`` images in this process, alone or as one of ``processes``."""
 
     def __init__(
-        self, pair: tuple[nn.Module, nn.Module], batch: int, dtype: str, processes: Processes
+        self,
+        pair: tuple[nn.Module, nn.Module],
+        batch: int,
+        arguments: argparse.Namespace,
+        processes: Processes,
     ) -> None:
+        self.synchronises = processes.count > 1 and arguments.sync_bn
         self.pair = [copy.deepcopy(n).to(memory_format=torch.channels_last) for n in pair]
         self.processes, self.batch = processes, batch
         size = self.pair[0].image_size
@@ -54,7 +59,7 @@ class Loop:
         self.step = Step(
             *self.pair,
             *(Adam(n.parameters(), lr=2e-4, betas=(0.5, 0.999), fused=True) for n in self.pair),
-            autocast=autocast if dtype == "bfloat16" else nullcontext,
+            autocast=autocast if arguments.dtype == "bfloat16" else nullcontext,
             average=processes.average_gradients,
         )
 
@@ -63,7 +68,7 @@ class Loop:
         began, computed = time.perf_counter(), time.process_time()
         for _ in range(steps):
             with ExitStack() as stack:
-                if self.processes.count > 1:
+                if self.synchronises:
                     for network in self.pair:
                         stack.enter_context(synchronised_statistics(network, self.processes.group))
                 row = self.step(self.real, lambda: self.pair[0].sample_latent(self.batch))
@@ -83,12 +88,10 @@ def measure(rank: int, folder: str, arguments: argparse.Namespace) -> None:
     torch.manual_seed(0)
     preset, overrides, _ = NETS[arguments.net]
     pair = models.build(preset, **overrides)
-    of_all = Loop(pair, arguments.batch, arguments.dtype, together)
+    of_all = Loop(pair, arguments.batch, arguments, together)
     alone = {
-        "alone": Loop(pair, arguments.batch, arguments.dtype, Processes()),
-        "alone, the batch of all": Loop(
-            pair, arguments.batch * count, arguments.dtype, Processes()
-        ),
+        "alone": Loop(pair, arguments.batch, arguments, Processes()),
+        "alone, the batch of all": Loop(pair, arguments.batch * count, arguments, Processes()),
     }
     rounds: list[dict[str, Any]] = []
     for _ in range(arguments.rounds + 1):
@@ -120,6 +123,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64, help="of each process")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--sync-bn", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--steps", type=int, default=2, help="in a round")
     arguments = parser.parse_args()
@@ -137,7 +141,10 @@ def main() -> None:
         for case, (name, images) in cases.items()
     }
     together = list(speeds.values())[-1]
-    print(f"{arguments.net}, {arguments.dtype}, one thread a process, median of {arguments.rounds}")
+    joined = "joined" if arguments.sync_bn else "own"
+    print(
+        f"{arguments.net}, {arguments.dtype}, {joined} statistics, one thread a process, median of {arguments.rounds}"
+    )
     print("| | images/s | together, times this | ms of a core for an image |\n|---|---|---|---|")
     for case, (name, images) in cases.items():
         computed = statistics.median(computed for _, computed in found[name])

@@ -6,7 +6,7 @@ have the same weights. The first writes, prints and measures, the others wait fo
 Gradients are averaged by one call before each optimiser's step, not by ``DistributedDataParallel``: its hooks average
 after every backward pass, of which D's update has two, wait for gradients that a frozen D never gets, and copy the
 first process's running statistics at each forward pass. What is lost is that its sums overlap the backward pass:
-20 MB of gradients take two copies in memory and about 20 ms of gloo on one machine, of a step of a second and more.
+the 25 MB of the example networks take 0.04 s of gloo on one machine, of a step of a second (a core, batch 64).
 Modules wrapped in it by others work as any do.
 """
 
