@@ -1032,6 +1032,7 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
     for name, what in (
         ("channels-last", "keep images and maps as NHWC"),
         ("fuse", "run the fused ops; --no-fuse runs plain torch.nn"),
+        ("graph", "CUDA: launch a whole step at once, where it can be captured"),
         ("deterministic", "CUDA: only algorithms that repeat bit for bit"),
         (
             "sync-bn",

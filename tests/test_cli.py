@@ -125,7 +125,7 @@ def test_every_flag_reaches_its_setting(monkeypatch: pytest.MonkeyPatch) -> None
         "--batch-size 5 --optimizer sgd --lr 0.1 --lr-decay 1.5 --min-lr 0.01 --beta1 0.2 --momentum 0.4 "
         "--constant-epochs 2 --falling-epochs 4 "
         "--final-momentum 0.6 --momentum-epochs 3 --weight-decay 0.3 --alternate --joint-pass --seed 6 --device cpu "
-        "--threads 2 --amp bf16 --no-channels-last --no-fuse --no-deterministic --no-watch --out o --name n "
+        "--threads 2 --amp bf16 --no-channels-last --no-fuse --no-graph --no-deterministic --no-watch --out o --name n "
         "--bn batch --grid-images 7 --grid-every 8 --log-every 9 --save-every 90 "
         "--objective minimax --real-label 0.8 --penalty r1 --penalty-weight 3 --penalty-every 5 "
         "--instance-noise 0.3 --beta2 0.7 --clip-grad 2 --ema 0.5"
@@ -178,6 +178,7 @@ def test_every_flag_reaches_its_setting(monkeypatch: pytest.MonkeyPatch) -> None
         amp="bf16",
         channels_last=False,
         fuse=False,
+        graph=False,
         deterministic=False,
         out="o",
         name="n",

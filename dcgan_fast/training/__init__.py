@@ -6,6 +6,7 @@ from .callbacks import Callback, ProgressBar
 from .checkpoint import load_checkpoint, load_networks, save_checkpoint
 from .config import TrainConfig
 from .config_file import read_settings
+from .graph import GraphedStep
 from .log import TrainingDiverged
 from .losses import Objective, adversarial_loss
 from .penalties import GradientPenalty
@@ -19,6 +20,7 @@ __all__ = [
     "Callback",
     "CollapseWatch",
     "GradientPenalty",
+    "GraphedStep",
     "Objective",
     "Profile",
     "ProgressBar",

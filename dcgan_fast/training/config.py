@@ -30,6 +30,7 @@ CHANGEABLE = frozenset(
         "watch",
         "device",
         "threads",
+        "graph",
     }
 )
 
@@ -121,6 +122,7 @@ class TrainConfig:
     amp: str | None = None  # "bf16": autocast to bfloat16; "fp16": to float16, with scaled losses
     channels_last: bool = True
     fuse: bool = True
+    graph: bool = True  # CUDA: launch a whole step at once, where it can be captured
     deterministic: bool = True  # CUDA: only cuDNN algorithms that repeat bit for bit
     sync_bn: bool = True  # several processes: batch norm by the statistics of all their batches
 

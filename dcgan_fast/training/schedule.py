@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from torch import Tensor
 from torch.optim import SGD, Optimizer
 
 from ..errors import UserError
@@ -58,6 +59,9 @@ class Schedule:
         lr, momentum = self.lr(step), self.momentum(step)
         for optimizer in self._optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = lr
+                if isinstance(group["lr"], Tensor):  # where a CUDA graph reads it
+                    group["lr"].fill_(lr)
+                else:
+                    group["lr"] = lr
                 if isinstance(optimizer, SGD):
                     group["momentum"] = momentum

@@ -34,6 +34,7 @@ from .checkpoint import (
     save_checkpoint,
 )
 from .config import DIGITS_WIDTH, EPOCHS, STEPS_AT_LEAST, TrainConfig
+from .graph import GraphedStep, portable_state
 from .log import MetricsFile, MetricsWindow, Record, TrainingDiverged
 from .run import RunFolder, find_checkpoint, new_run
 from .schedule import Schedule
@@ -50,7 +51,7 @@ from .setup import (
 )
 from .signals import StopRequest
 from .step import Sample, Step
-from .update import ema_of
+from .update import ema_of, keep
 from .validation import Validation, hold_out
 from .watch import LATENTS, CollapseWatch, gradient_norm, pair_distance
 from .watch import STEPS as WATCHED_STEPS
@@ -182,8 +183,9 @@ class Trainer:
             autocast=self._autocast,
             clip_grad=config.clip_grad,
             scale_losses=config.amp == "fp16",
-            average=self.processes.average_gradients,
+            average=self.processes.average_gradients if self.processes.count > 1 else keep,
         )
+        self._graphed = GraphedStep(self._update) if self._wants_graph else None
         self._window = MetricsWindow(self._update.metrics, config.log_every)
         self._draw_apart("start")
 
@@ -258,6 +260,21 @@ class Trainer:
         return self.generator if self.ema is None else self.ema.module
 
     @property
+    def _wants_graph(self) -> bool:
+        return self.config.graph and self.device.type == "cuda"
+
+    @property
+    def why_not_graphed(self) -> str:
+        """Why a step is not one CUDA graph; empty where it is."""
+        if self._graphed is not None:
+            return self._graphed.reason
+        return (
+            "'graph' is off"
+            if self.device.type == "cuda"
+            else "the networks are not on a CUDA device"
+        )
+
+    @property
     def images_per_step(self) -> int:
         """Of all processes."""
         return self.config.batch_size * self.config.batches_per_step * self.processes.count
@@ -308,7 +325,7 @@ class Trainer:
             self._schedule.set(self.step)
             self._update.instance_noise = self._schedule.instance_noise(self.step, self._whole_run)
             with self._joined_statistics():
-                row = self.processes.mean(self._update(real, self._draw))
+                row = self.processes.mean((self._graphed or self._update)(real, self._draw))
             self.step += 1
             if self.ema is not None:
                 self.ema.update_parameters(self.generator)
@@ -623,8 +640,8 @@ class Trainer:
             "generator": self.generator.state_dict(),
             "discriminator": self.discriminator.state_dict(),
             **({"generator_ema": self.ema.module.state_dict()} if self.ema is not None else {}),
-            "optimizer_g": self.optimizer_g.state_dict(),
-            "optimizer_d": self.optimizer_d.state_dict(),
+            "optimizer_g": portable_state(self.optimizer_g),
+            "optimizer_d": portable_state(self.optimizer_d),
             "scalers": [u.state_dict() for u in (self._update.update_g, self._update.update_d)],
             "rng": {
                 "latents": self._latents.get_state(),
