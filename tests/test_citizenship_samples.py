@@ -22,6 +22,9 @@ pytest.importorskip("expecttest", reason="torch.testing._internal needs it")
 from torch.testing._internal.common_methods_invocations import op_db  # noqa: E402
 from torch.testing._internal.common_modules import module_db  # noqa: E402
 
+# Importing these forbids the whole process to set flags as users do, which other tests are about.
+torch.backends.flags_frozen.__globals__["__allow_nonbracketed_mutation_flag"] = True
+
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 TOLERANCES = {  # of the largest value
     torch.float64: 1e-10,
