@@ -14,10 +14,6 @@
 #include <ATen/ops/index_add.h>
 #include <ATen/ops/index_select.h>
 #include <ATen/ops/leaky_relu.h>
-#include <ATen/ops/leaky_relu_backward.h>
-#include <ATen/ops/sigmoid_backward.h>
-#include <ATen/ops/tanh_backward.h>
-#include <ATen/ops/threshold_backward.h>
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
@@ -25,6 +21,7 @@
 #include "autograd.h"
 #include "bn_act.h"
 #include "device.h"
+#include "double_backward.h"
 #include "map_pool.h"
 #ifdef DCGAN_FAST_CUDA
 #include "plane_bias_act_cuda.h"
@@ -118,21 +115,6 @@ void run(const Tensor& input, const Tensor& bias, const Tensor& rows, const Tens
       {input.const_data_ptr(), output.mutable_data_ptr(), biases.const_data_ptr(), activation, negative_slope});
 }
 
-Tensor grad_of_result(Activation activation, double negative_slope, const Tensor& grad, const Tensor& output) {
-  switch (activation) {
-    case Activation::relu:
-      return at::threshold_backward(grad, output, 0);
-    case Activation::leaky_relu:
-      return at::leaky_relu_backward(grad, output, negative_slope, /*self_is_result=*/true);
-    case Activation::tanh:
-      return at::tanh_backward(grad, output);
-    case Activation::sigmoid:
-      return at::sigmoid_backward(grad, output);
-    default:
-      return grad;
-  }
-}
-
 // The sums of `grad` over the pixels of each pattern.
 Tensor sum_up(const Tensor& grad, const Tensor& rows, const Tensor& columns, int64_t row_patterns,
               int64_t column_patterns) {
@@ -184,7 +166,7 @@ std::tuple<Tensor, Tensor> run_backward(const Tensor& grad, const Tensor& output
   }
 #endif
   if (kernels_of(result) != Kernels::cpu || result.numel() == 0) {
-    const Tensor of_input = grad_of_result(parsed, negative_slope, dense, result);
+    const Tensor of_input = activation_grad(parsed, negative_slope, dense, result);
     const Tensor of_bias = mask[1] ? sum_up(of_input, rows, columns, row_patterns, column_patterns) : Tensor();
     return {mask[0] ? of_input.is_same(dense) ? of_input.clone() : of_input : Tensor(), of_bias};
   }
@@ -255,7 +237,7 @@ class PlaneBiasActNode : public torch::autograd::Function<PlaneBiasActNode> {
     const std::array<bool, 2> mask = {ctx->needs_input_grad(0), ctx->needs_input_grad(1)};
     variable_list result(7);
     if (at::GradMode::is_enabled()) {  // to be differentiated again, through the result where there is an activation
-      const Tensor of_input = grad_of_result(parse_activation(kName, activation), negative_slope, grad, saved[0]);
+      const Tensor of_input = activation_grad(parse_activation(kName, activation), negative_slope, grad, saved[0]);
       if (mask[0]) result[0] = of_input;
       if (mask[1]) result[1] = sum_up(of_input, rows, columns, row_patterns, column_patterns).to(dtype);
       return result;
