@@ -226,7 +226,7 @@ class TagTrainer:
             if look or due or stop.received is not None:
                 self.save()
                 saved_at = time.monotonic()
-            stop.raise_if_received()
+                stop.raise_if_received()  # a signal that came since the line above was read waits for the next step
             if complete:
                 self._write_results()
                 return

@@ -14,7 +14,8 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class StopRequest:
     """While entered, notes the first SIGINT or SIGTERM in ``received``; a second ends the process.
 
-    Signals reach only the main thread of a program; entered anywhere else, this does nothing.
+    Where the block ends without an error, one that came too late for the loop is raised then. Signals reach only the
+    main thread of a program; entered anywhere else, this does nothing.
     """
 
     def __init__(self) -> None:
@@ -34,6 +35,8 @@ class StopRequest:
     ) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        if kind is None:
+            self.raise_if_received()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None:

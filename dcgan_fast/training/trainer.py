@@ -343,11 +343,12 @@ class Trainer:
             if self.step % self.steps_per_epoch == 0 or complete:
                 self._end_epoch(callbacks, complete)
             asked, due = self.processes.agree(stop.received or 0, self._save_is_due())
-            stop.received = asked or None
             if due or complete or asked:
                 self.save()
                 self.processes.wait()  # whoever ended before the first has saved would have it ended too
-            stop.raise_if_received()
+            if asked:  # a signal that came since has its save after the next step
+                stop.received = asked
+                stop.raise_if_received()
             if complete:
                 return
 
