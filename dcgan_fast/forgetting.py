@@ -26,6 +26,7 @@ from .layers import GENERATORS, AnyGenerator, MapLayer, choose_layer, run_layers
 from .models import draw_input
 from .networks import check_shape, integer
 from .nn import population_statistics
+from .reading import parse_json
 from .visualize import to_uint8
 
 __all__ = [
@@ -63,7 +64,7 @@ def load_boxes(path: str | os.PathLike[str]) -> dict[int, list[Box]]:
     """
     path = Path(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     except ValueError as error:

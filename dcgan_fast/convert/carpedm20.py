@@ -65,7 +65,7 @@ def _names(path: Path) -> dict[str, str]:
     try:
         with zipfile.ZipFile(path) as file:
             entries = [name.removesuffix(".npy") for name in file.namelist()]
-    except (OSError, zipfile.BadZipFile):
+    except Exception:  # a damaged directory raises nearly anything
         return {}
     return {entry: match[1] for entry in entries if (match := _NAME.fullmatch(entry))}
 

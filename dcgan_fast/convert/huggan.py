@@ -18,6 +18,7 @@ from .. import models
 from ..errors import UserError
 from ..files import write_bytes, write_text
 from ..optional import installed_module
+from ..reading import parse_json
 from ..training import checkpoint as checkpoints
 from .formats import Checkpoint, StateDict, folder_for
 from .pytorch_examples import check_examples_net
@@ -53,7 +54,7 @@ def weights_file(owner: str, folder: Path) -> Path:
 def read_config(path: Path) -> dict[str, Any]:
     """What ``config.json`` holds, nothing where there is none; raises :class:`UserError`."""
     try:
-        config = json.loads(path.read_text()) if path.is_file() else {}
+        config = parse_json(path.read_text()) if path.is_file() else {}
     except (OSError, ValueError) as error:
         raise UserError(f"convert(): cannot read {path}: {error}") from error
     if not isinstance(config, dict):

@@ -20,6 +20,7 @@ from .. import models
 from ..errors import UserError
 from ..files import write_bytes
 from ..nn import population_statistics
+from ..reading import read_array
 from ..training import checkpoint as checkpoints
 from .formats import Checkpoint, floats, folder_for
 
@@ -96,8 +97,8 @@ def _load_arrays(folder: Path, network: str) -> Arrays:
 
 def _load_array(path: Path) -> np.ndarray:
     try:
-        array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        array = np.array(read_array(path))
+    except (OSError, ValueError) as error:
         raise UserError(f"convert(): cannot read {path}: {error}") from error
     return floats(array, str(path))
 

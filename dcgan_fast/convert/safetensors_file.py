@@ -13,6 +13,7 @@ from pathlib import Path
 from ..errors import UserError
 from ..files import write_bytes
 from ..optional import optional_module
+from ..reading import parse_json
 from ..training import checkpoint as checkpoints
 from .formats import Checkpoint, StateDict
 
@@ -36,12 +37,14 @@ def load_tensors(path: Path) -> tuple[StateDict, Mapping[str, str]]:
         with safetensors.safe_open(path, "pt") as file:
             keys = sorted(file.keys(), key=_place)
             return {key: file.get_tensor(key) for key in keys}, file.metadata() or {}
-    except (OSError, safetensors.SafetensorError) as error:
+    except Exception as error:  # of a header that lies it raises several types
         raise UserError(f"convert(): cannot read {path}: {error}") from error
 
 
 def _place(key: str) -> list[tuple[int, str]]:
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in key.split(".")]
+    """Parts that are numbers, of at most nine digits, before the others."""
+    parts = key.split(".")
+    return [(int(p), "") if p.isdecimal() and len(p) < 10 else (-1, p) for p in parts]
 
 
 def read_safetensors(path: Path) -> Checkpoint:
@@ -51,7 +54,7 @@ def read_safetensors(path: Path) -> Checkpoint:
     if _KEY not in metadata:
         return checkpoints.from_bare_state(tensors, path)
     try:
-        description = dict(json.loads(metadata[_KEY]))
+        description = dict(parse_json(metadata[_KEY]))
     except (TypeError, ValueError) as error:
         raise UserError(f"convert(): the metadata of {path} is damaged: {error}") from error
     content: Checkpoint = {"format": checkpoints.FORMAT, "preset": "pytorch"}

@@ -14,7 +14,6 @@ touched since). The recorded time is then put back, so that a sound copy is read
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import UserError
+from ..reading import parse_json, read_array
 
 FORMAT, VERSION = "dcgan_fast.data", 1
 HEADER, IMAGES, LABELS = "header.json", "images.npy", "labels.npy"
@@ -87,7 +87,7 @@ def open_prepared(path: str | Path, *, verify: bool = False) -> Dataset:
     """
     path = Path(path)
     try:
-        header = json.loads((path / HEADER).read_text("utf-8"))
+        header = parse_json((path / HEADER).read_text("utf-8"))
         if (header["format"], header["version"]) != (FORMAT, VERSION):
             raise UserError(f"{path}: a prepared data set of another version; prepare it again")
         images = _map_array(path / IMAGES, header["images"], verify)
@@ -96,7 +96,7 @@ def open_prepared(path: str | Path, *, verify: bool = False) -> Dataset:
         return Dataset(header["name"], images, labels, header["classes"], path, *numbers)
     except UserError:
         raise
-    except (OSError, LookupError, TypeError, ValueError) as error:
+    except (OSError, LookupError, TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{path}: not a prepared data set: {error}") from error
 
 
@@ -116,7 +116,7 @@ def _map_array(path: Path, expected: dict[str, Any], verify: bool) -> np.ndarray
     stat = path.stat()
     if stat.st_size != expected["bytes"]:
         raise UserError(f"{path}: {expected['bytes']} bytes expected, {stat.st_size} found")
-    array = np.load(path, mmap_mode="r", allow_pickle=False)
+    array = read_array(path)
     if (list(array.shape), str(array.dtype)) != (expected["shape"], expected["dtype"]):
         raise UserError(
             f"{path}: {expected['dtype']} {expected['shape']} expected, "

@@ -83,7 +83,7 @@ def zip_source(path: Path, split: str) -> Source:
     def open_zip() -> Iterator[Pictures]:
         try:
             archive = zipfile.ZipFile(path)
-        except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+        except Exception as error:  # a damaged directory raises nearly anything
             raise UserError(f"{path}: cannot be read as a zip: {error}") from error
         with archive:
             members = [(_zip_parts(info), info) for info in archive.infolist()]
@@ -156,6 +156,6 @@ def _zip_parts(info: zipfile.ZipInfo) -> Parts:
 
 
 def _is_zip_image(parts: Parts, info: zipfile.ZipInfo) -> bool:
-    if info.is_dir() or not parts or any(_hidden(name) for name in parts):
+    if not parts or info.is_dir() or any(_hidden(name) for name in parts):
         return False
     return _has_image_suffix(parts[-1])

@@ -71,9 +71,21 @@ def _class_name(folder: Path) -> str:
 def _open(lmdb: Any, folder: Path) -> Any:
     try:
         # No lock file: the data may lie on a read-only disk, and nobody writes it.
-        return lmdb.open(str(folder), readonly=True, lock=False, readahead=False, create=False)
-    except lmdb.Error as error:
+        base = lmdb.open(str(folder), readonly=True, lock=False, readahead=False, create=False)
+    except (
+        Exception
+    ) as error:  # of what its first pages say some come as ValueError, OverflowError …
         raise UserError(f"{folder}: cannot be read as an lmdb data base: {error}") from error
+    # Pages are looked up in a map of the file: beyond its end the process would be killed.
+    expected = (base.info()["last_pgno"] + 1) * base.stat()["psize"]
+    found = (folder / _DATA).stat().st_size
+    if found < expected:
+        base.close()
+        raise UserError(
+            f"{folder}: cannot be read as an lmdb data base: {expected} bytes expected, {found} found; "
+            f"{_DATA} is cut short"
+        )
+    return base
 
 
 def _keys(lmdb: Any, base: Any) -> list[bytes]:

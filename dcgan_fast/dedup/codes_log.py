@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..files import cannot_write, write_bytes
+from ..reading import parse_json
 
 _MAGIC = b"dcgan_fast.codes"
 _VERSION = 1
@@ -105,15 +106,20 @@ class CodesLog:
     def _read(self) -> int:
         """Takes the whole records; returns where they end."""
         with open(self.path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
             end = file.seek(_HEADER.size)
             while len(head := file.read(_RECORD.size)) == _RECORD.size:
                 rows, length, checksum = _RECORD.unpack(head)
                 wanted = rows * self._words * 8 + length
+                if (
+                    wanted > size - file.tell()
+                ):  # before memory is taken for what a torn number says
+                    break
                 payload = file.read(wanted)
                 if len(payload) != wanted or zlib.crc32(payload) != checksum:
                     break
                 words = np.frombuffer(payload, "<i8", rows * self._words).astype(np.int64)
-                notes = json.loads(payload[words.nbytes :] or "{}")
+                notes = parse_json(payload[words.nbytes :] or "{}")
                 codes = torch.from_numpy(words.reshape(rows, self._words))
                 self._take(codes, {int(row): note for row, note in notes.items()})
                 end = file.tell()

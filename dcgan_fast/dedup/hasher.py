@@ -23,6 +23,7 @@ from ..devices import pick_device
 from ..errors import UserError
 from ..files import write_bytes
 from ..optional import optional_module
+from ..reading import parse_json
 from .codes import pixel_codes
 
 __all__ = ["SemanticHasher"]
@@ -321,7 +322,7 @@ class SemanticHasher(TransformerMixin, BaseEstimator):
                 metadata = file.metadata() or {}
                 if _FORMAT not in metadata:
                     raise UserError(f"{path} is no semantic hasher")
-                about = json.loads(metadata[_FORMAT])
+                about = parse_json(metadata[_FORMAT])
                 if about["version"] != _VERSION:
                     raise UserError(
                         f"{path} has version {about['version']}, this library reads version {_VERSION}"
@@ -332,7 +333,9 @@ class SemanticHasher(TransformerMixin, BaseEstimator):
             hasher.history_ = about["history"]
         except OSError as error:
             raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-        except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+        except UserError:
+            raise
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise UserError(f"{path} is damaged: {error}") from error
         hasher._take(tensors, path)
         return hasher

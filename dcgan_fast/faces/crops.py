@@ -20,6 +20,7 @@ from ..data.pictures import fit, quiet_pillow, read_upright, with_channels
 from ..errors import UserError
 from ..files import cannot_write, make_folder, remove_if_there, write_bytes, write_text
 from ..networks import integer
+from ..reading import parse_json
 from .detectors import DETECTORS, Face, FaceDetector, load_detector
 
 __all__ = ["Crop", "FaceCrops", "crop_faces", "crop_square"]
@@ -258,7 +259,7 @@ class _Log:
             raise UserError(f"crop_faces(): cannot read {self._path}: {error}") from error
         for line in text.splitlines():
             try:
-                yield json.loads(line)
+                yield parse_json(line)
             except ValueError:
                 return
 

@@ -22,6 +22,7 @@ from ..devices import pick_device
 from ..errors import UserError
 from ..files import remove_if_there, write_text
 from ..networks import Discriminator
+from ..reading import parse_json, read_array
 from ..training.checkpoint import load_networks
 
 __all__ = ["DiscriminatorFeatures"]
@@ -258,8 +259,8 @@ class _Partial:
 
     def _rows_done(self, shape: tuple[int, int], dtype: str) -> int:
         try:
-            note = json.loads(self.note_file.read_text("utf-8"))
-            array = np.load(self.rows_file, mmap_mode="r")
+            note = parse_json(self.note_file.read_text("utf-8"))
+            array = read_array(self.rows_file)
             same = note["fingerprint"] == self.fingerprint
             fits = array.shape == shape and array.dtype == dtype and 0 <= note["rows"] <= shape[0]
             return int(note["rows"]) if same and fits else 0

@@ -22,6 +22,7 @@ from ..data.pictures import quiet_pillow, render_blocks
 from ..errors import UserError
 from ..files import atomic_write, write_text
 from ..models import Discriminator
+from ..reading import read_array
 from ..training.checkpoint import load_networks
 
 __all__ = ["SCALINGS", "Extractor", "Features", "extract", "load_extractor", "load_features"]
@@ -115,7 +116,7 @@ def load_features(
     path = Path(path)
     listed = _names_beside(path) if names is None else Path(names)
     try:
-        values = np.load(path, allow_pickle=False)
+        values = np.array(read_array(path))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     except ValueError as error:

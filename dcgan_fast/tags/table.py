@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import warnings
 from collections import Counter
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..errors import UserError
+from ..reading import parse_json, shown
 
 __all__ = ["TaggedImages", "join_tags", "read_tags"]
 
@@ -56,8 +56,8 @@ def read_tags(path: str | os.PathLike[str]) -> Tags:
 
 def _from_json(text: str, path: Path) -> Tags:
     try:
-        content = json.loads(text)
-    except json.JSONDecodeError as error:
+        content = parse_json(text)
+    except ValueError as error:
         raise UserError(f"{path}: is not JSON: {error}") from error
     if not isinstance(content, Mapping):
         raise UserError(
@@ -66,7 +66,9 @@ def _from_json(text: str, path: Path) -> Tags:
         )
     for image, tags in content.items():
         if not _is_list_of_text(tags):
-            raise UserError(f"{path}: the tags of '{image}' must be a list of text, got {tags!r}")
+            raise UserError(
+                f"{path}: the tags of '{image}' must be a list of text, got {shown(tags)}"
+            )
     return {image: _cleaned(tags) for image, tags in content.items()}
 
 
@@ -84,7 +86,7 @@ def _from_lines(text: str, path: Path) -> Tags:
         image = image.strip()
         if not tab or not image:
             raise UserError(
-                f"{path}, line {number}: must be an image's name, a tab and its tags, got {line!r}"
+                f"{path}, line {number}: must be an image's name, a tab and its tags, got {shown(line)}"
             )
         found.setdefault(image, []).extend(tags.replace(",", "\t").split("\t"))
     return {image: _cleaned(tags) for image, tags in found.items()}

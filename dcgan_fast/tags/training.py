@@ -19,7 +19,14 @@ from tqdm import tqdm
 from ..devices import pick_device
 from ..errors import UserError
 from ..files import write_text
-from ..training.checkpoint import PREVIOUS_NAME, load_checkpoint, load_state, save_checkpoint
+from ..training.checkpoint import (
+    PREVIOUS_NAME,
+    load_checkpoint,
+    load_optimizer,
+    load_state,
+    reading,
+    save_checkpoint,
+)
 from ..training.log import MetricsFile, MetricsWindow, Record, TrainingDiverged
 from ..training.run import RunFolder, find_checkpoint, new_run
 from ..training.setup import derived_seed
@@ -162,14 +169,17 @@ class TagTrainer:
         checkpoint = _load_newest(file)
         if checkpoint.get("preset") != PRESET or "train_config" not in checkpoint:
             raise UserError(f"{file} is not a checkpoint of dcgan-fast tags train")
-        config = TagConfig.from_dict(checkpoint["train_config"]).changed(changes)
+        with reading(file):
+            config = TagConfig.from_dict(checkpoint["train_config"])
+        config = config.changed(changes)
         kept = TagRun(file.parent).features
         if data is None:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # what is left out was said when the run began
                 data = load_tag_data(config, load_features(kept) if kept.exists() else None)
         trainer = cls(config, data=data)
-        trainer._restore(checkpoint, file)
+        with reading(file):
+            trainer._restore(checkpoint, file)
         return trainer
 
     @property
@@ -396,8 +406,8 @@ class TagTrainer:
             raise UserError(f"{file} was trained on other data: tags, features or words changed")
         load_state(self.generator, checkpoint["generator"], source=file)
         load_state(self.discriminator, checkpoint["discriminator"], source=file)
-        self.optimizer_g.load_state_dict(checkpoint["optimizer_g"])
-        self.optimizer_d.load_state_dict(checkpoint["optimizer_d"])
+        load_optimizer(self.optimizer_g, checkpoint["optimizer_g"], source=file)
+        load_optimizer(self.optimizer_d, checkpoint["optimizer_d"], source=file)
         rng = checkpoint["rng"]
         self._noise.set_state(rng["noise"])
         torch.set_rng_state(rng["torch"])

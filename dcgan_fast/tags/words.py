@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import itertools
 import os
+import zlib
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
+from ..reading import read_array
 
 __all__ = ["WordVectors", "load_words"]
 
@@ -193,7 +195,7 @@ def _from_array(
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"the words of {path} cannot be read from {names}: {error}") from error
     try:
-        vectors = np.load(path, mmap_mode="r", allow_pickle=False)
+        vectors = read_array(path)
     except ValueError as error:
         raise UserError(f"{path}: is not an array of numbers: {error}") from error
     if vectors.ndim != 2 or vectors.dtype.kind != "f" or len(vectors) != len(words):
@@ -266,7 +268,7 @@ def _parsed(lines: list[tuple[int, list[str]]], width: int, path: Path) -> np.nd
 def _header_width(line: str) -> int | None:
     """word2vec's first line: how many words, how wide."""
     parts = line.split()
-    if len(parts) == 2 and all(part.isdecimal() for part in parts):
+    if len(parts) == 2 and all(part.isdecimal() and len(part) < 10 for part in parts):
         return int(parts[1])
     return None
 
@@ -281,7 +283,7 @@ def _numbered(file: IO[str], path: Path) -> Iterator[tuple[int, str]]:
         raise UserError(
             f"{path}: is not text in UTF-8; of word2vec's formats the text is read, not the binary"
         ) from error
-    except (EOFError, gzip.BadGzipFile) as error:
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise UserError(f"{path}: is damaged: {error}") from error
 
 

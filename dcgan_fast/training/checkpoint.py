@@ -26,12 +26,16 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Mapping
+import warnings
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from ..errors import UserError
 from ..files import write_bytes
@@ -124,13 +128,44 @@ def _read(path: str | os.PathLike[str]) -> tuple[Path, Mapping[str, Any]]:
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what torch thinks of files that are none of its own
+            _check_sums(file)
+            content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a different type for each way a file can be broken
-        reason = _first_line(error)
-        raise UserError(f"{path} is not a checkpoint that can be read: {reason}") from error
+        previous = path.with_name(PREVIOUS_NAME)
+        has_previous = path.name == FILE_NAME and previous.is_file()
+        offer = f"; the one before it is {previous}" if has_previous else ""
+        raise UserError(
+            f"{path} is not a checkpoint that can be read: {_first_line(error)}{offer}"
+        ) from error
     if not isinstance(content, Mapping):
         raise UserError(f"{path} is not a checkpoint: it holds a {type(content).__name__}")
     return path, content
+
+
+def _check_sums(file: BinaryIO) -> None:
+    """Raise ValueError where the zip that torch.save writes is damaged: torch compares no checksum, so that a bit that
+    the disk has lost would become another weight. A second for 1 to 3 GB.
+
+    A compressed entry, which torch.save never writes, is refused too: it may become a thousand times as long.
+    """
+    is_zip = zipfile.is_zipfile(file)
+    file.seek(0)
+    if not is_zip:
+        return  # a plain pickle of an old torch has no sums
+    with zipfile.ZipFile(file) as archive:
+        entries = archive.infolist()
+        for entry in entries:
+            if entry.compress_type != zipfile.ZIP_STORED:
+                raise ValueError(f"{entry.filename} is compressed")
+        if any(
+            entry.CRC for entry in entries
+        ):  # all 0 where their writer was told to leave them out
+            damaged = archive.testzip()
+            if damaged is not None:
+                raise ValueError(f"{damaged} is damaged: its checksum is another")
+    file.seek(0)
 
 
 def load_networks(
@@ -168,17 +203,20 @@ def build_networks(checkpoint: Mapping[str, Any], *, source: object) -> dict[str
             raise UserError(
                 f"{source} holds a {role} that is not ours: build it and load checkpoint['{role}']"
             )
-        network_class = models.NETWORKS.get(names[role])
+        network_class = models.NETWORKS.get(str(names[role]))
         if network_class is None:
             raise UserError(
                 f"{source} holds a {role} of the class '{names[role]}', which this dcgan_fast does not have: update it"
             )
+        state = checkpoint.get(f"{role}_ema") or checkpoint[role]
         try:
-            network = network_class(**config)
-        except (TypeError, ValueError) as error:
+            with torch.device("meta"):  # no memory is taken for what a damaged number says
+                described = network_class(**config)
+        except (TypeError, ValueError, RuntimeError) as error:
             raise UserError(f"{source} describes a {role} that cannot be built: {error}") from error
-        averaged = checkpoint.get(f"{role}_ema")
-        load_state(network, averaged or checkpoint[role], source=source)
+        check_state(described, state, source=source)
+        network = network_class(**config)
+        load_state(network, state, source=source)
         networks[role] = network
     return networks
 
@@ -189,18 +227,113 @@ def load_state(module: nn.Module, state: Mapping[str, Tensor], *, source: object
     ``num_batches_tracked`` may be missing (files older than PyTorch 0.4.1 have none).
 
     Raises:
+        UserError: as :func:`check_state`.
+    """
+    check_state(module, state, source=source)
+    here = module.state_dict()
+    optional = {key: value for key, value in here.items() if _is_optional(key)}
+    with reading(source):
+        module.load_state_dict({**optional, **state})
+
+
+def load_optimizer(optimizer: Optimizer, state: Mapping[str, Any], *, source: object) -> None:
+    """``optimizer.load_state_dict`` of the state of an optimiser of the same kind and weights.
+
+    Torch compares neither the kinds of values nor their shapes, beyond which its fused kernels then read. What is
+    switched on and off, such as ``fused``, stays as it is here.
+
+    Raises:
+        UserError: "SOURCE is a damaged checkpoint: …".
+    """
+    settings = [dict(group) for group in optimizer.param_groups]
+    with reading(source):
+        optimizer.load_state_dict(dict(state))
+        for mine, theirs in zip(settings, optimizer.param_groups, strict=True):
+            for name, value in mine.items():
+                if value is None or isinstance(value, bool):
+                    theirs[name] = value
+                elif name != "params" and _kind(theirs[name]) != _kind(value):
+                    raise ValueError(f"the optimiser's '{name}' is {theirs[name]!r}")
+        probe = _stepped(optimizer)
+        for weight, values in optimizer.state.items():
+            if values.keys() != probe.keys():
+                raise ValueError(f"the optimiser keeps {', '.join(map(str, values))}")
+            for name, like in probe.items():
+                shape = tuple(weight.shape) if tuple(like.shape) == _PROBE else tuple(like.shape)
+                found = values[name]
+                if _shape(found) != shape or found.dtype != like.dtype or not _is_plain(found):
+                    raise ValueError(f"the optimiser's '{name}' is {_shape(found)}, not {shape}")
+
+
+_PROBE = (2, 3)
+
+
+def _stepped(optimizer: Optimizer) -> dict[str, Tensor]:
+    """What an optimiser of this kind keeps of a float32 weight of shape ``_PROBE``."""
+    weight = nn.Parameter(torch.zeros(_PROBE, device=optimizer.param_groups[0]["params"][0].device))
+    other = type(optimizer)([weight], **optimizer.defaults)
+    weight.grad = torch.zeros_like(weight)
+    other.step()
+    return dict(other.state[weight])
+
+
+def _kind(value: object) -> object:
+    """Number, or a tuple of so many numbers."""
+    if isinstance(value, tuple):
+        return tuple(map(_kind, value))
+    return float if type(value) in (int, float) else type(value)
+
+
+@contextmanager
+def reading(source: object) -> Iterator[None]:
+    """Within, what is wrong with the values of ``source`` becomes the UserError that says so."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (
+        AttributeError,
+        LookupError,
+        TypeError,
+        ValueError,
+        RuntimeError,
+        OverflowError,
+    ) as error:
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else _first_line(error)
+        raise UserError(f"{source} is a damaged checkpoint: {reason}") from error
+
+
+def check_state(module: nn.Module, state: Mapping[str, Tensor], *, source: object) -> None:
+    """That ``state`` is one of ``module``, which may be on the meta device.
+
+    Raises:
         UserError: "SOURCE is of another architecture: KEY is SHAPE in the file, SHAPE in the …".
     """
+    if not isinstance(state, Mapping):
+        raise UserError(
+            f"{source} is damaged: weights must be a mapping, not a {type(state).__name__}"
+        )
     here = module.state_dict()
-    optional = {key for key in here if key.endswith("num_batches_tracked")}
     for key in [*here, *(key for key in state if key not in here)]:
         mine, theirs = _shape(here.get(key)), _shape(state.get(key))
-        if mine != theirs and not (key in optional and key not in state):
+        if mine != theirs and not (_is_optional(key) and key not in state):
             raise UserError(
                 f"{source} is of another architecture: '{key}' is {theirs} in the file, "
                 f"{mine} in the {type(module).__name__.lower()}"
             )
-    module.load_state_dict({**{key: here[key] for key in optional}, **state})
+        if key in state and not _is_plain(state[key]):
+            raise UserError(f"{source} is damaged: '{key}' has fewer values than its shape says")
+
+
+def _is_plain(value: Tensor) -> bool:
+    """Whether every value lies in memory by itself; a damaged shape may be laid over a few of them."""
+    if value.layout != torch.strided or value.is_quantized:
+        return False
+    return value.untyped_storage().nbytes() >= value.numel() * value.element_size()
+
+
+def _is_optional(key: str) -> bool:
+    return str(key).endswith("num_batches_tracked")
 
 
 def save_bare_state(path: str | os.PathLike[str], state: StateDict) -> None:
@@ -225,6 +358,13 @@ def checked(checkpoint: dict[str, Any], path: Path) -> dict[str, Any]:
         )
     if not isinstance(checkpoint.get("config"), Mapping):
         raise UserError(f"{path} is a damaged checkpoint: it has no 'config'")
+    if not isinstance(checkpoint.get("preset"), str):
+        raise UserError(f"{path} is a damaged checkpoint: it has no 'preset'")
+    if checkpoint.get("bn", "running") not in ("running", "batch", "population"):
+        raise UserError(f"{path} is a damaged checkpoint: 'bn' is {checkpoint['bn']!r}")
+    for role in ("generator", "discriminator", "generator_ema"):
+        if not isinstance(checkpoint.get(role, {}), Mapping):
+            raise UserError(f"{path} is a damaged checkpoint: its '{role}' is no mapping")
     if not isinstance(checkpoint.get("networks", {}), Mapping):
         raise UserError(f"{path} is a damaged checkpoint: its 'networks' are no mapping")
     return checkpoint
@@ -267,8 +407,10 @@ def _bare_state(content: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
     return models.plain_state_dict(state)
 
 
-def _shape(value: Tensor | None) -> tuple[int, ...] | str:
-    return "missing" if value is None else tuple(value.shape)
+def _shape(value: object) -> tuple[int, ...] | str:
+    if isinstance(value, Tensor):
+        return tuple(value.shape)
+    return "missing" if value is None else f"a {type(value).__name__}"
 
 
 def _first_line(error: Exception) -> str:

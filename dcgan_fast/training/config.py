@@ -13,6 +13,7 @@ from ..conditional import CONDITIONINGS
 from ..data.find import NAMES
 from ..errors import UserError
 from ..models import BN_MODES, PRESETS, training_defaults
+from ..reading import parse_json
 from .losses import OBJECTIVES, Objective
 from .penalties import PENALTIES, GradientPenalty
 
@@ -228,8 +229,8 @@ class TrainConfig:
     @classmethod
     def from_json(cls, text: str) -> TrainConfig:
         try:
-            values = json.loads(text)
-        except json.JSONDecodeError as error:
+            values = parse_json(text)
+        except ValueError as error:
             raise UserError(f"the configuration is not JSON: {error}") from error
         if not isinstance(values, dict):
             raise UserError(f"the configuration must be a JSON object, got {type(values).__name__}")

@@ -20,6 +20,7 @@ from typing import Any
 
 from ..errors import UserError
 from ..optional import optional_module
+from ..reading import parse_json, shown
 from .config import TrainConfig
 
 _JSON, _YAML = (".json",), (".yaml", ".yml")
@@ -74,8 +75,10 @@ def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 def _from_json(text: str, path: Path) -> dict[Any, Any]:
     try:
-        content = json.loads(text, object_pairs_hook=functools.partial(_unique, path))
-    except json.JSONDecodeError as error:
+        content = parse_json(text, object_pairs_hook=functools.partial(_unique, path))
+    except UserError:
+        raise
+    except ValueError as error:
         raise UserError(f"{path} is not JSON: {error}") from error
     return _object(content, path)
 
@@ -106,7 +109,14 @@ def _from_yaml(text: str, path: Path) -> dict[Any, Any]:
     Loader.add_constructor("tag:yaml.org,2002:map", construct_unique)
     try:
         content = yaml.load(text, Loader)
-    except yaml.YAMLError as error:
+    except UserError:
+        raise
+    except RecursionError as error:
+        raise UserError(f"{path} is not YAML: it is nested too deeply") from error
+    except (
+        yaml.YAMLError,
+        ValueError,
+    ) as error:  # ValueError: a date that is none, a number too long
         raise UserError(f"{path} is not YAML: {error}") from error
     return _object({} if content is None else content, path)
 
@@ -153,9 +163,15 @@ def _checked(name: str, value: Any, path: Path) -> Any:
     allowed = _types()[name]
     if value is None and type(None) not in allowed:
         return TrainConfig.__dataclass_fields__[name].default
-    if float in allowed and type(value) is int:
+    if float in allowed and type(value) is int and abs(value) < 1 << 1000:
         return float(value)
     if type(value) in allowed:
         return value
     kind = " or ".join(_KINDS.get(kind, kind.__name__) for kind in allowed)
-    raise UserError(f"{path}: '{name}' must be {kind}, got {json.dumps(value, default=str)}")
+    raise UserError(f"{path}: '{name}' must be {kind}, got {_written(value)}")
+
+
+def _written(value: Any) -> str:
+    """As JSON has it, where it is short: aliases of YAML can make it longer than memory."""
+    plain = value is None or isinstance(value, bool | float | str)
+    return json.dumps(value)[:200] if plain else shown(value)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..files import cannot_write
+from ..reading import parse_json
 
 Record = dict[str, float]
 
@@ -73,6 +74,11 @@ class MetricsWindow:
         return torch.stack(self._rows).cpu() if self._rows else torch.empty(0, width)
 
     def load(self, state: Tensor, step: int, device: torch.device) -> None:
+        """Raises ValueError where ``state`` is not of such a window."""
+        if state.dim() != 2 or state.size(1) != len(self.names):
+            raise ValueError(
+                f"the metrics are {tuple(state.shape)}, not (steps, {len(self.names)})"
+            )
         self._rows = list(state.to(device).unbind())
         self._last_step = step
 
@@ -129,7 +135,8 @@ def _parse(line: bytes) -> Record | None:
     if not line.endswith(b"\n"):
         return None
     try:
-        record: Any = json.loads(line)
+        record: Any = parse_json(line)
     except ValueError:
         return None
-    return record if isinstance(record, dict) and "step" in record else None
+    is_record = isinstance(record, dict) and type(record.get("step")) is int
+    return record if is_record else None

@@ -29,7 +29,9 @@ from .checkpoint import (
     PREVIOUS_NAME,
     bare_state,
     load_checkpoint,
+    load_optimizer,
     load_state,
+    reading,
     save_bare_state,
     save_checkpoint,
 )
@@ -219,7 +221,9 @@ class Trainer:
                 f"{file} holds networks but no training run to continue; start one from them with "
                 "init_generator and init_discriminator (--netG, --netD)"
             )
-        config = TrainConfig.from_dict(checkpoint["train_config"]).changed(changes)
+        with reading(file):
+            config = TrainConfig.from_dict(checkpoint["train_config"])
+        config = config.changed(changes)
         if (then := checkpoint.get("processes", 1)) != processes.count:
             share = distributed.split_batch(config.batch_size * then, processes.count)
             config = dataclasses.replace(config, batch_size=share)
@@ -231,7 +235,8 @@ class Trainer:
             init_generator=config.init_generator,
             init_discriminator=config.init_discriminator,
         )
-        trainer._restore(checkpoint, file)
+        with reading(file):
+            trainer._restore(checkpoint, file)
         return trainer
 
     # ------------------------------------------------------------------------------ where it stands
@@ -660,6 +665,8 @@ class Trainer:
         }
 
     def _restore(self, checkpoint: Mapping[str, Any], file: Path) -> None:
+        if type(checkpoint["step"]) is not int or checkpoint["step"] < 0:
+            raise ValueError(f"its 'step' is {checkpoint['step']!r}")
         shape, shape_then = list(self.dataset.images.shape), checkpoint["data"]["shape"]
         if shape != shape_then:
             raise UserError(
@@ -668,8 +675,8 @@ class Trainer:
             )
         load_state(self.generator, checkpoint["generator"], source=file)
         load_state(self.discriminator, checkpoint["discriminator"], source=file)
-        self.optimizer_g.load_state_dict(checkpoint["optimizer_g"])
-        self.optimizer_d.load_state_dict(checkpoint["optimizer_d"])
+        load_optimizer(self.optimizer_g, checkpoint["optimizer_g"], source=file)
+        load_optimizer(self.optimizer_d, checkpoint["optimizer_d"], source=file)
         rng = checkpoint["rng"]
         self._latents.set_state(rng["latents"])
         torch.set_rng_state(rng["torch"])

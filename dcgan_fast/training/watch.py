@@ -321,8 +321,18 @@ class CollapseWatch:
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
-        self.looks, self._has_warned = state["looks"], state["has_warned"]
-        self._kept, self._streaks = list(state["kept"]), dict(state["streaks"])
+        """Raises ValueError, TypeError or LookupError where ``state`` is not one that :meth:`state` gave."""
+        kept, streaks = (
+            list(state["kept"]),
+            {kind: state["streaks"][kind] for kind in self._streaks},
+        )
+        numbers = (state["looks"], *streaks.values())
+        if not all(type(number) is int and number >= 0 for number in numbers):
+            raise ValueError(f"the watch has counted {numbers}")
+        if not all(isinstance(layer, Tensor) and layer.dim() == 3 for layer in kept):
+            raise ValueError("the watch has kept other values than (looks, filters, 2)")
+        self.looks, self._has_warned = state["looks"], bool(state["has_warned"])
+        self._kept, self._streaks = kept, streaks
 
 
 def _swing(kept: Tensor) -> Tensor:
