@@ -504,6 +504,15 @@ def _convolution(
     )
 
 
+def _check_devices(input: Tensor, **others: Tensor | None) -> None:
+    """One tensor without contents brings a call here, whatever the others are: its result would hold anything."""
+    for name, tensor in others.items():
+        if tensor is not None and tensor.device != input.device:
+            raise ValueError(
+                f"{name!r} must be on input's device ({input.device}), got {tensor.device}"
+            )
+
+
 @torch.library.register_fake("dcgan_fast::bn_act_forward")
 def _(  # type: ignore[no-untyped-def]
     input,
@@ -518,6 +527,13 @@ def _(  # type: ignore[no-untyped-def]
     eps,
     stat_groups,  # fmt: skip
 ):
+    _check_devices(
+        input,
+        bn_weight=bn_weight,
+        bn_bias=bn_bias,
+        running_mean=running_mean,
+        running_var=running_var,
+    )
     maps = _dense_maps(input)
     mean = _statistics(input, input.size(1), training, stat_groups)
     return torch.empty_like(maps), mean, torch.empty_like(mean)
@@ -563,6 +579,14 @@ def _(  # type: ignore[no-untyped-def]
     stat_groups,
     save,  # fmt: skip
 ):
+    _check_devices(
+        input,
+        weight=weight,
+        bn_weight=bn_weight,
+        bn_bias=bn_bias,
+        running_mean=running_mean,
+        running_var=running_var,
+    )
     maps = _dense_maps(
         _convolution(input, weight, None, stride, padding, output_padding, transposed)
     )
@@ -660,6 +684,7 @@ def _(  # type: ignore[no-untyped-def]
 def _(  # type: ignore[no-untyped-def]
     input, weight, bias, stride, padding, output_padding, transposed, activation, negative_slope
 ):
+    _check_devices(input, weight=weight, bias=bias)
     return _convolution(input, weight, bias, stride, padding, output_padding, transposed)
 
 
@@ -695,6 +720,7 @@ def _(  # type: ignore[no-untyped-def]
 
 @torch.library.register_fake("dcgan_fast::gather_images")
 def _(images, rows, flips, low, high, channels_last):  # type: ignore[no-untyped-def]
+    _check_devices(images, rows=rows, flips=flips)
     layout = torch.channels_last if channels_last else torch.contiguous_format
     shape = (rows.size(0), *images.shape[1:])
     return torch.empty(shape, dtype=torch.float32, device=images.device, memory_format=layout)
@@ -702,11 +728,7 @@ def _(images, rows, flips, low, high, channels_last):  # type: ignore[no-untyped
 
 @torch.library.register_fake("dcgan_fast::maxout_linear_forward")
 def _(input, weight, bias, save):  # type: ignore[no-untyped-def]
-    for name, tensor in {"weight": weight, "bias": bias}.items():
-        torch._check_value(
-            tensor is None or tensor.device == input.device,
-            lambda: f"{name!r} must be on input's device ({input.device}), got {tensor.device}",  # noqa: B023
-        )
+    _check_devices(input, weight=weight, bias=bias)
     output = input.new_empty((*input.shape[:-1], weight.size(0)))
     winner_shape = output.shape if save else (0,)
     return output, input.new_empty(winner_shape, dtype=torch.uint8)
@@ -722,11 +744,13 @@ def _(grad, input, weight, winner, output_mask):  # type: ignore[no-untyped-def]
 
 @torch.library.register_fake("dcgan_fast::plane_bias_act_forward")
 def _(input, bias, rows, columns, activation, negative_slope):  # type: ignore[no-untyped-def]
+    _check_devices(input, bias=bias, rows=rows, columns=columns)
     return torch.empty_like(_dense_maps(input))
 
 
 @torch.library.register_fake("dcgan_fast::plane_bias_act_forward_")
 def _(input, bias, rows, columns, activation, negative_slope):  # type: ignore[no-untyped-def]
+    _check_devices(input, bias=bias, rows=rows, columns=columns)
     return None
 
 
