@@ -485,7 +485,7 @@ def test_a_signal_saves_and_ends(tmp_path: Path, number: int, status: int) -> No
 def test_the_second_signal_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     ended = []
     monkeypatch.setattr(os, "_exit", ended.append)
-    with StopRequest() as stop:
+    with pytest.raises(KeyboardInterrupt), StopRequest() as stop:
         os.kill(os.getpid(), signal.SIGINT)
         assert stop.received == signal.SIGINT and ended == []
         os.kill(os.getpid(), signal.SIGINT)
