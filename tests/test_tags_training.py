@@ -252,7 +252,10 @@ def test_what_a_continued_run_may_not_have(tmp_path: Path) -> None:
             TagTrainer.resume(folder, data=tag_data(), **changes)
     with pytest.raises(UserError, match="was trained on other data"):
         TagTrainer.resume(folder, data=tag_data(held=11))
-    torch.save({"format": "dcgan_fast", "version": 1, "config": {}}, tmp_path / "other.pt")
+    torch.save(
+        {"format": "dcgan_fast", "version": 1, "preset": "pytorch", "config": {}},
+        tmp_path / "other.pt",
+    )
     with pytest.raises(UserError, match="is not a checkpoint of dcgan-fast tags train"):
         TagTrainer.resume(tmp_path / "other.pt")
     with pytest.raises(UserError, match="no checkpoint to continue from"):
