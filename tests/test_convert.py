@@ -185,6 +185,19 @@ def test_a_checkpoint_can_be_copied(tmp_path: Path) -> None:
     assert load_checkpoint(tmp_path / "copy.pt")["config"] == load_checkpoint(path)["config"]
 
 
+def test_a_checkpoint_that_does_not_say_its_preset(tmp_path: Path) -> None:
+    path = save(tmp_path / "net.pt", *models.build("newmu", image_size=16, ngf=2, ndf=2))
+    content = load_checkpoint(path)
+    del content["preset"]
+    save_checkpoint(path, content)
+    with pytest.raises(UserError, match="net.pt does not say of which preset its networks are"):
+        convert(path, tmp_path / "copy.pt", target_format="dcgan-fast")
+    content["preset"] = 3
+    save_checkpoint(path, content)
+    with pytest.raises(UserError, match="net.pt is a damaged checkpoint: its 'preset' is no name"):
+        load_checkpoint(path)
+
+
 def test_formats_are_known_by_their_names() -> None:
     assert list(FORMATS)[:3] == ["dcgan-fast", "pytorch-examples", "newmu-arrays"]
     assert all(name == entry.name and entry.summary for name, entry in FORMATS.items())

@@ -130,9 +130,10 @@ class Soak(Callback):
     "changes",
     [
         {"watch": False},
+        {"ema": 0.99, "joint_pass": True, "flip": True, "penalty": "r1", "penalty_every": 4},
         {"objective": "wasserstein", "d_steps_per_g": 2, "amp": "bf16"},
     ],
-    ids=["plain", "penalised"],
+    ids=["plain", "joined", "penalised"],
 )
 def test_a_run_of_a_thousand_steps_holds_no_more_at_its_end(
     tmp_path: Path, changes: dict[str, Any]

@@ -84,6 +84,8 @@ def convert(
     content = reader.read(source)
     if not {"generator", "discriminator"} & content.keys():
         raise UserError(f"convert(): {source} holds no network")
+    if "preset" not in content:
+        raise UserError(f"convert(): {source} does not say of which preset its networks are")
     files = writer.write(content, out)
     return Conversion(reader.name, writer.name, content["preset"], tuple(files))
 

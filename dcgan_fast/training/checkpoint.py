@@ -358,8 +358,8 @@ def checked(checkpoint: dict[str, Any], path: Path) -> dict[str, Any]:
         )
     if not isinstance(checkpoint.get("config"), Mapping):
         raise UserError(f"{path} is a damaged checkpoint: it has no 'config'")
-    if not isinstance(checkpoint.get("preset"), str):
-        raise UserError(f"{path} is a damaged checkpoint: it has no 'preset'")
+    if not isinstance(checkpoint.get("preset", ""), str):
+        raise UserError(f"{path} is a damaged checkpoint: its 'preset' is no name")
     if checkpoint.get("bn", "running") not in ("running", "batch", "population"):
         raise UserError(f"{path} is a damaged checkpoint: 'bn' is {checkpoint['bn']!r}")
     for role in ("generator", "discriminator", "generator_ema"):
