@@ -74,6 +74,17 @@ def test_it_agrees_on_any_number_of_pieces(pieces):
     compare(make(21, 33, 4, pieces))
 
 
+@pytest.mark.parametrize("threads", [2, 3])
+@pytest.mark.parametrize("units", [1, 5])
+def test_it_agrees_where_units_of_many_pieces_are_fewer_than_all_shares(units, threads):
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        compare(make(21, 33, units, 68))  # a unit a share, and no share without one
+    finally:
+        torch.set_num_threads(before)
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     rows=st.integers(1, 140),

@@ -59,6 +59,14 @@ def test_the_one_before_is_kept(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == ["c.pt", "old.pt"]
 
 
+def test_a_kill_between_keeping_and_writing_leaves_nothing_behind(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "c.pt", {**contents(), "step": 1})
+    os.link(tmp_path / "c.pt", tmp_path / "old.pt")  # as it is then
+    save_checkpoint(tmp_path / "c.pt", {**contents(), "step": 2}, keep="old.pt")
+    assert load_checkpoint(tmp_path / "old.pt")["step"] == 1
+    assert sorted(os.listdir(tmp_path)) == ["c.pt", "old.pt"]
+
+
 def test_keeping_works_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(*_: object) -> None:
         raise OSError(errno.EPERM, os.strerror(errno.EPERM))

@@ -283,6 +283,8 @@ def test_a_disk_that_is_full_at_any_write(
         assert not list((tmp_path / name).rglob("*.tmp"))
         if list((tmp_path / name).glob("checkpoint*.pt")):
             trainer = Trainer.resume(tmp_path / name, dataset=tiny_runs.dataset())
+        else:  # a run that never saved is begun again
+            trainer = tiny_runs.trainer(tmp_path, name=name, **settings)
         trainer.fit()
         assert_same_checkpoint(whole, tmp_path / name)
         assert numbers(whole) == numbers(tmp_path / name)

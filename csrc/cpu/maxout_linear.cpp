@@ -38,11 +38,11 @@ struct Shares {
   int64_t length(int64_t i) const { return begin(i + 1) - begin(i); }
 };
 
-// Shares of at most `most`; as many for each thread, where that does not leave less than half of it.
+// Shares of at most `most`, none of them empty; as many for each thread, where that does not leave less than half of it.
 Shares share(int64_t size, int64_t most) {
   const int64_t least = ceil_div(size, most), threads = at::get_num_threads();
   const int64_t even = ceil_div(least, threads) * threads;
-  return {size, size / even >= most / 2 ? even : least};
+  return {size, size / even >= std::max<int64_t>(1, most / 2) ? even : least};
 }
 
 // Calls of f(begin, end) on the threads, on one where all is done before another would have begun.

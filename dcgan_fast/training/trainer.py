@@ -224,7 +224,10 @@ class Trainer:
         with reading(file):
             config = TrainConfig.from_dict(checkpoint["train_config"])
         config = config.changed(changes)
-        if (then := checkpoint.get("processes", 1)) != processes.count:
+        then = checkpoint.get("processes", 1)
+        if type(then) is not int or then < 1:
+            raise UserError(f"{file} is a damaged checkpoint: its 'processes' is {then!r}")
+        if then != processes.count:
             share = distributed.split_batch(config.batch_size * then, processes.count)
             config = dataclasses.replace(config, batch_size=share)
         # The files that the run started from may be gone, and are not needed any more.
