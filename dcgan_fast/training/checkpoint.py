@@ -76,7 +76,9 @@ def _keep_old(path: Path, kept: Path) -> None:
         link.unlink(missing_ok=True)
         os.link(path, link)
         os.replace(link, kept)
-        link.unlink(missing_ok=True)  # of two names of one file, as a kill leaves them, a rename keeps both
+        link.unlink(
+            missing_ok=True
+        )  # of two names of one file, as a kill leaves them, a rename keeps both
     except FileNotFoundError:
         pass  # the first checkpoint of a run
     except OSError:

@@ -109,8 +109,11 @@ class MetricsFile:
         """Force the lines to disk: a checkpoint must never be ahead of them."""
         if self.path is None or not self.path.exists():
             return
-        with open(self.path, "rb+") as file:
-            os.fsync(file.fileno())
+        try:
+            with open(self.path, "rb+") as file:
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise cannot_write(self.path, error) from error
 
     def rewind(self, step: int, every: int) -> None:
         """Drop what came after ``step``, a torn line, a window cut short by the run's end."""
