@@ -27,6 +27,9 @@ LAYERS = [
     ("conv_act", 33, 35, 9, 5, 2, 2),
     ("conv_act", 16, 24, 7, 3, 1, 1),
     ("conv_act", 16, 24, 7, 3, 2, 1),
+    # strides longer than the kernel: most pixels meet nothing
+    ("conv_act", 5, 3, 17, 3, 7, 1),
+    ("conv_transpose_act", 8, 5, 2, 2, 40, 0),
     # so many channels that Winograd's phases, here of different taps, are transformed one after another
     ("conv_act", 256, 136, 6, 3, 2, 1),
     ("conv_act", 200, 256, 5, 5, 2, 2),

@@ -27,7 +27,11 @@ std::vector<const ConvEngine*> thin_engines() {
 #endif
 }
 
-bool thin_serves(const ConvShape& s, Direction) { return s.fine.channels <= 8 && s.kernel[1] * s.fine.channels <= 64; }
+bool thin_serves(const ConvShape& s, Direction d) {
+  // up() reads as many columns as a stride has values; beyond those of the kernel there are none
+  if (d == Direction::up && s.stride[1] > s.kernel[1]) return false;
+  return s.fine.channels <= 8 && s.kernel[1] * s.fine.channels <= 64;
+}
 
 // The multiplications at the rate of one core of a Sapphire Rapids (64 coarse channels by 4 x 4 x 3: 130 GFLOP/s, of 16-bit
 // tiles 500), and one pass over both maps.

@@ -40,8 +40,8 @@ Extent extent(Direction d, int64_t fine, int64_t coarse, int64_t kernel, int64_t
     e.patches = ceil_div(fine, e.out);
     e.window = patch + ceil_div(kernel - 1, stride);
     e.step = patch;
-    for (int64_t o = 0; o < e.out; ++o) {
-      for (int64_t k = (o + padding) % stride; k < kernel; k += stride) {
+    for (int64_t k = 0; k < kernel; ++k) {  // not all of e.out, which of a long stride hardly anything meets
+      for (int64_t o = ((k - padding) % stride + stride) % stride; o < e.out; o += stride) {
         const int64_t i = o + padding - k;
         if (e.patches > 1 || (i >= 0 && i / stride < coarse)) ++e.taps;
       }
