@@ -71,7 +71,10 @@ def test_plan(net: str, batch: int, small: bool, compare) -> None:
 @pytest.mark.parametrize("penalty", ["r1", "wgan-gp"])
 @pytest.mark.parametrize("batch", [64, 16])
 def test_penalty(penalty: str, batch: int, small: bool, compare) -> None:
-    """D's update with a penalty at every step, in the published net; in PyTorch in both memory formats."""
+    """D's update with a penalty at every step, in the published net; in PyTorch in both memory formats.
+
+    Not compiled: torch.compile has no second derivatives.
+    """
     batch = SMALL_BATCH if small else batch
     _, discriminator = networks("pytorch-64", small)
     size = discriminator.image_size

@@ -629,9 +629,8 @@ def synchronised_statistics(
         yield
 
 
-_MARKS = frozenset(
-    {"_stat_groups", "_process_group"}
-)  # what a batch norm is told by these contexts
+# What a batch norm is told by these contexts.
+_MARKS = frozenset({"_stat_groups", "_process_group"})
 
 
 @contextmanager

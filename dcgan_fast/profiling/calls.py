@@ -125,25 +125,27 @@ class _WatchedRuns:
 
 
 @dataclass(frozen=True)
-class _WatchedRun(Run):
+class _Watched:
+    """Before a kind of run: what calls the watcher in its place."""
+
     layer: Layer | None = None
     watcher: Watcher | None = None
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         assert self.layer is not None and self.watcher is not None
-        result: Tensor = self.watcher(self.layer, super().__call__, inputs)
+        run: Callable[..., Any] = super().__call__  # type: ignore[misc]
+        result: Tensor = self.watcher(self.layer, run, inputs)
         return result
 
 
 @dataclass(frozen=True)
-class _WatchedLabelRun(LabelRun):
-    layer: Layer | None = None
-    watcher: Watcher | None = None
+class _WatchedRun(_Watched, Run):
+    pass
 
-    def __call__(self, *inputs: Tensor) -> Tensor:
-        assert self.layer is not None and self.watcher is not None
-        result: Tensor = self.watcher(self.layer, super().__call__, inputs)
-        return result
+
+@dataclass(frozen=True)
+class _WatchedLabelRun(_Watched, LabelRun):
+    pass
 
 
 def work_of(layer: Layer, input: Tensor, output: Tensor) -> Work:

@@ -76,9 +76,8 @@ def _keep_old(path: Path, kept: Path) -> None:
         link.unlink(missing_ok=True)
         os.link(path, link)
         os.replace(link, kept)
-        link.unlink(
-            missing_ok=True
-        )  # of two names of one file, as a kill leaves them, a rename keeps both
+        # Of two names of one file, as a kill leaves them, a rename keeps both.
+        link.unlink(missing_ok=True)
     except FileNotFoundError:
         pass  # the first checkpoint of a run
     except OSError:
@@ -162,9 +161,8 @@ def _check_sums(file: BinaryIO) -> None:
         for entry in entries:
             if entry.compress_type != zipfile.ZIP_STORED:
                 raise ValueError(f"{entry.filename} is compressed")
-        if any(
-            entry.CRC for entry in entries
-        ):  # all 0 where their writer was told to leave them out
+        # All 0 where their writer was told to leave them out.
+        if any(entry.CRC for entry in entries):
             damaged = archive.testzip()
             if damaged is not None:
                 raise ValueError(f"{damaged} is damaged: its checksum is another")

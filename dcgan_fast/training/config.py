@@ -80,9 +80,8 @@ class TrainConfig:
     # Objective
     objective: str = "non-saturating"  # one of losses.OBJECTIVES
     real_label: float = 1.0  # what D is told of real images; below 1: one-sided label smoothing
-    penalty: str | None = (
-        None  # on D's gradient, penalties.PENALTIES; None: "wgan-gp" for "wasserstein", else none
-    )
+    # On D's gradient, one of penalties.PENALTIES; None: "wgan-gp" for "wasserstein", else none.
+    penalty: str | None = None
     penalty_weight: float = 10.0
     penalty_every: int = 1  # steps; charged so many times as heavily
     instance_noise: float = (

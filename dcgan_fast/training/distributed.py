@@ -29,9 +29,8 @@ from ..errors import UserError
 T = TypeVar("T")
 
 TIMEOUT = timedelta(minutes=30)  # for a process that hangs; one that has ended is missed at once
-_PATIENCE = timedelta(
-    days=1
-)  # while the first works alone: it may have millions of images to prepare
+# While the first works alone: it may have millions of images to prepare.
+_PATIENCE = timedelta(days=1)
 _ENVIRONMENT = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 

@@ -29,10 +29,8 @@ LEARN, THROUGH, DRAW = "learn", "through", "draw"
 """Passes of a network: with gradients of its weights; with those of its images alone; without any."""
 
 _FEWEST_CALLS = 3
-_MAPS_OF_AN_OPTIMIZER = {
-    "adam": 7,
-    "sgd": 5,
-}  # the times it reads or writes a number for each weight
+# The times that it reads or writes a number for each weight.
+_MAPS_OF_AN_OPTIMIZER = {"adam": 7, "sgd": 5}
 
 
 @dataclass(frozen=True)
@@ -338,7 +336,7 @@ def _optimizer_row(
     spent = moved = 0.0
     for name, network in networks.items():
         weights = list(network.parameters())
-        maps = _MAPS_OF_AN_OPTIMIZER.get(config.optimizer, 3)
+        maps = _MAPS_OF_AN_OPTIMIZER[config.optimizer]
         moved += updates[name] * maps * sum(w.numel() * w.element_size() for w in weights)
         if seconds:
             optimizer = make_optimizer(network, config)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.optim import Adam, Optimizer
 
-from .step import Draw, Sample, Step
+from .step import Draw, Sample, Step, as_sample
 from .update import keep
 
 Replay = Callable[[], Tensor]
@@ -96,7 +96,7 @@ class GraphedStep:
             self.reason = _obstacle(self.step)  # settings may have changed since
         if self.reason:
             return self.step(real, draw)
-        given = [_tuple(batch) for batch in (real if isinstance(real, list) else [real])]
+        given = [as_sample(batch) for batch in (real if isinstance(real, list) else [real])]
         if self._replay is None:
             try:
                 self._prepare(given, draw)
@@ -106,7 +106,7 @@ class GraphedStep:
                 return self.step(real, self._replayed_draws(draw))
         else:
             _copy("real images", self._real, given)
-            _copy("latents", self._drawn, [_tuple(draw()) for _ in self._drawn])
+            _copy("latents", self._drawn, [as_sample(draw()) for _ in self._drawn])
         assert self._replay is not None
         number = self.step.number
         row = self._replay().clone()
@@ -121,7 +121,7 @@ class GraphedStep:
         number = step.number
 
         def draw_once() -> Sample:
-            self._drawn.append(tuple(part.clone() for part in _tuple(draw())))
+            self._drawn.append(tuple(part.clone() for part in as_sample(draw())))
             return self._drawn[-1]
 
         for update in (step.update_g, step.update_d):
@@ -210,10 +210,6 @@ def portable_state(optimizer: Optimizer) -> dict[str, Any]:
         for group in state["param_groups"]
     ]
     return {**state, "param_groups": groups}
-
-
-def _tuple(drawn: Tensor | Sample) -> Sample:
-    return (drawn,) if isinstance(drawn, Tensor) else drawn
 
 
 def _copy(what: str, static: list[Sample], given: list[Sample]) -> None:

@@ -31,7 +31,8 @@ Draw = Callable[[], Tensor | Sample]
 Loss = Callable[[Tensor], Tensor]
 
 
-def _sample(drawn: Tensor | Sample) -> Sample:
+def as_sample(drawn: Tensor | Sample) -> Sample:
+    """Always a tuple: of networks without labels one of one tensor."""
     return (drawn,) if isinstance(drawn, Tensor) else drawn
 
 
@@ -117,7 +118,9 @@ class Step:
         return METRICS if self.penalty is None else (*METRICS, "penalty")
 
     def __call__(self, real: Tensor | Sample | list[Tensor | Sample], draw: Draw) -> Tensor:
-        batches = [_sample(batch) for batch in real] if isinstance(real, list) else [_sample(real)]
+        batches = (
+            [as_sample(batch) for batch in real] if isinstance(real, list) else [as_sample(real)]
+        )
         wanted = self.d_steps_per_g * self.accumulate
         if len(batches) != wanted:
             raise ValueError(
@@ -125,7 +128,7 @@ class Step:
             )
 
         def drawn() -> Sample:
-            return _sample(draw())
+            return as_sample(draw())
 
         if self.alternate:
             row = self._alternating(batches, drawn)
