@@ -1,7 +1,8 @@
 // What the autograd nodes of the fused ops share.
 //
 // A public op decomposes (CompositeImplicitAutograd) into one node whose forward and backward are registered ops, so
-// torch.compile and export see those. A backward that is itself to be differentiated runs through the reference.
+// torch.compile and export see those. A backward that is itself to be differentiated
+// is made of such nodes again (double_backward.h); that of maxout_linear runs through the reference.
 #pragma once
 
 #include <ATen/TensorSubclassLikeUtils.h>
