@@ -75,9 +75,10 @@ def _keep_old(path: Path, kept: Path) -> None:
     try:
         link.unlink(missing_ok=True)
         os.link(path, link)
-        os.replace(link, kept)
-        # Of two names of one file, as a kill leaves them, a rename keeps both.
-        link.unlink(missing_ok=True)
+        try:
+            os.replace(link, kept)
+        finally:  # of two names of one file, as a kill leaves them, a rename keeps both
+            link.unlink(missing_ok=True)
     except FileNotFoundError:
         pass  # the first checkpoint of a run
     except OSError:
