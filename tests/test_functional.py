@@ -796,7 +796,8 @@ def call(op: str = "conv_bn_act", **changes):
         ({"stat_groups": 3}, ValueError, "'stat_groups' must divide the batch of 2, got 3"),
         ({"activation": "gelu"}, ValueError, "'activation' must be .* got 'gelu'"),
         ({"stride": 0}, ValueError, "'stride' must be at least 1, got"),
-        ({"padding": -1}, ValueError, "'padding' must be at least 0, got"),
+        ({"padding": -1}, ValueError, r"'padding' must be from 0 to 2\^31, got"),
+        ({"padding": (1 << 63) - 1}, ValueError, r"'padding' must be from 0 to 2\^31, got"),
         ({"input": torch.randn(2, 3, 3, 3)}, ValueError, "too small for a kernel of"),
         ({"input": torch.randn(1, 3, 4, 4)}, ValueError, "expected more than 1 value per channel"),
     ],
@@ -804,6 +805,28 @@ def call(op: str = "conv_bn_act", **changes):
 def test_wrong_arguments_are_named(changes, error, words):
     with pytest.raises(error, match=words):
         call(**changes)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("stride", [(1 << 62, 3), ((1 << 63) - 1, 1), (3, 1 << 40)])
+def test_strides_over_the_whole_map_meet_one_pixel(stride, dtype):
+    short = tuple(min(each, 64) for each in stride)  # which is over all of it too
+    maps, weight = torch.randn(2, 8, 4, 4, dtype=dtype), torch.randn(3, 8, 3, 3, dtype=dtype)
+    results = []
+    for each in (stride, short):
+        leaves = [maps.clone().requires_grad_(), weight.clone().requires_grad_()]
+        out = functional.conv_act(*leaves, stride=each, padding=1)
+        results.append((out, *torch.autograd.grad(out.square().sum(), leaves)))
+    for found, expected in zip(*results, strict=True):
+        assert torch.equal(found, expected)
+
+
+def test_transposed_strides_have_an_end():
+    with pytest.raises(
+        ValueError,
+        match=r"conv_transpose_bn_act\(\): 'stride' must be at least 1 and at most 2\^31",
+    ):
+        call("conv_transpose_bn_act", weight=torch.randn(3, 4, 4, 4), stride=(1 << 31) + 1)
 
 
 def test_wrong_output_padding_is_named():

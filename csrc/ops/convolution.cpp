@@ -4,6 +4,7 @@
 #include <ATen/ops/convolution_backward.h>
 #include <ATen/ops/empty.h>
 
+#include <algorithm>
 #include <utility>
 
 #include "../checks.h"
@@ -22,6 +23,8 @@ namespace dcgan_fast {
 namespace {
 
 constexpr int64_t kUndilated[] = {1, 1};
+// Of whatever output extents are made of by products and sums, so that no extent overflows.
+constexpr int64_t kLongest = int64_t{1} << 31;
 
 int64_t output_extent(const Convolution& c, const Tensor& input, const Tensor& weight, int64_t axis) {
   const int64_t in = input.size(2 + axis), kernel = weight.size(2 + axis);
@@ -49,13 +52,23 @@ void Convolution::check(const Tensor& input, const Tensor& weight) const {
     DCGAN_CHECK(values.size() == 2, op, "'", setting, "' must be one number or (vertical, horizontal), got ", values);
   }
   for (int64_t axis = 0; axis < 2; ++axis) {
-    DCGAN_CHECK(stride[axis] >= 1, op, "'stride' must be at least 1, got ", stride);
-    DCGAN_CHECK(padding[axis] >= 0, op, "'padding' must be at least 0, got ", padding);
+    DCGAN_CHECK(stride[axis] >= 1 && (!transposed || stride[axis] <= kLongest), op, "'stride' must be at least 1",
+                transposed ? " and at most 2^31" : "", ", got ", stride);
+    DCGAN_CHECK(padding[axis] >= 0 && padding[axis] <= kLongest, op, "'padding' must be from 0 to 2^31, got ", padding);
     DCGAN_CHECK(output_padding[axis] >= 0 && (output_padding[axis] == 0 || output_padding[axis] < stride[axis]), op,
                 "'output_padding' must be at least 0 and smaller than 'stride' (", stride, "), got ", output_padding);
     DCGAN_CHECK(output_extent(*this, input, weight, axis) >= 1, op, "maps of ", input.sizes().slice(2),
                 " are too small for a kernel of ", weight.sizes().slice(2), " with padding ", padding);
   }
+}
+
+std::array<int64_t, 2> Convolution::strides_between(const Tensor& weight, at::IntArrayRef fine, at::IntArrayRef coarse) const {
+  std::array<int64_t, 2> strides;
+  for (int64_t axis = 0; axis < 2; ++axis) {
+    const int64_t over = fine[2 + axis] + 2 * padding[axis] + weight.size(2 + axis);
+    strides[axis] = coarse[2 + axis] == 1 ? std::min(stride[axis], over) : stride[axis];
+  }
+  return strides;
 }
 
 // ---------------------------------------------------------------- our engines
@@ -80,11 +93,12 @@ Tensor laid_out(const Tensor& maps, at::MemoryFormat format) {
 Tensor channels_last(const Tensor& maps) { return maps.contiguous(at::MemoryFormat::ChannelsLast); }
 
 cpu::ConvShape shape_of(const Convolution& c, const Tensor& weight, at::IntArrayRef fine, at::IntArrayRef coarse) {
+  const auto stride = c.strides_between(weight, fine, coarse);
   return {coarse[0],
           {fine[2], fine[3], fine[1]},
           {coarse[2], coarse[3], coarse[1]},
           {weight.size(2), weight.size(3)},
-          {c.stride[0], c.stride[1]},
+          {stride[0], stride[1]},
           {c.padding[0], c.padding[1]},
           weight.scalar_type()};
 }

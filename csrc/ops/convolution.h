@@ -39,6 +39,9 @@ struct Convolution {
   // Raises unless `input` (N, in, H, W) can be convolved with `weight`: (out, in, kH, kW), transposed (in, out, kH, kW).
   void check(const Tensor& input, const Tensor& weight) const;
   int64_t out_channels(const Tensor& weight) const { return weight.size(transposed ? 1 : 0); }
+  // The strides as kernels are told them: between coarse pixels, so that an axis of one has none. Any that reaches over the
+  // fine map serves there, and multiples of a user's 2^63 - 1 would overflow.
+  std::array<int64_t, 2> strides_between(const Tensor& weight, at::IntArrayRef fine, at::IntArrayRef coarse) const;
 
   // The convolution and its finish, where one of our kernels serves; undefined where none does.
   // `gradient_next`: the weight's is taken after this pass, so that nothing made of the weight is kept for another one.

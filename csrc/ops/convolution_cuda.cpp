@@ -17,11 +17,12 @@ Tensor for_kernels(const Tensor& maps) {
 }
 
 cuda::ConvShape shape_of(const Convolution& c, const Tensor& weight, at::IntArrayRef fine, at::IntArrayRef coarse) {
+  const auto stride = c.strides_between(weight, fine, coarse);
   return {coarse[0],
           {fine[2], fine[3], fine[1]},
           {coarse[2], coarse[3], coarse[1]},
           {weight.size(2), weight.size(3)},
-          {c.stride[0], c.stride[1]},
+          {stride[0], stride[1]},
           {c.padding[0], c.padding[1]},
           cuda_dtype(c.op, weight.scalar_type()),
           float32_precision(),
