@@ -431,13 +431,13 @@ def metrics(run: Path) -> list[dict[str, float]]:
     return records
 
 
-def test_kill_and_resume(tmp_path: Path) -> None:
-    settings = [*TINY, "--epochs", "80", "--save-every", "3", "--log-every", "7"]
+def test_kill_and_resume(tmp_path: Path, seed: int) -> None:
+    settings = [*TINY, "--epochs", "40", "--save-every", "3", "--log-every", "7"]
     assert cli.main(["train", *settings, "--name", "whole"]) == 0
     whole, broken = tmp_path / "runs" / "whole", tmp_path / "runs" / "broken"
     argv = ["train", *settings, "--name", "broken"]
-    assert kill_after_step(argv, broken, random.randrange(7, 160))
-    assert load_checkpoint(broken)["step"] < 320
+    assert kill_after_step(argv, broken, random.Random(seed).randrange(7, 80))
+    assert load_checkpoint(broken)["step"] < 160
     assert cli.main(["train", "--resume", str(broken)]) == 0
     assert_same_checkpoint(whole, broken)
     assert metrics(whole) == metrics(broken)
@@ -445,8 +445,8 @@ def test_kill_and_resume(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("preset", ["pytorch", "newmu"])
-def test_many_kills(tmp_path: Path, preset: str) -> None:
-    """In the middle of steps, of pictures, of checkpoints, of starting; with all threads."""
+def test_more_kills(tmp_path: Path, preset: str, seed: int) -> None:
+    """In the midst of steps, pictures, checkpoints, of starting; with all threads. Fifty in test_training_faults."""
     settings = "digits --image-size 16 --ngf 16 --ndf 16 --device cpu".split()
     settings += "--epochs 40 --save-every 3 --log-every 1 --preset".split() + [preset]
     whole, broken = tmp_path / "runs" / "whole", tmp_path / "runs" / "broken"
@@ -457,11 +457,11 @@ def test_many_kills(tmp_path: Path, preset: str) -> None:
     assert process.wait() == 0
     argv: list[object] = ["train", *settings, "--name", "broken"]
     kills = 0
-    for step in sorted(random.sample(range(10, 460), 5)):  # of 560
+    for step in sorted(random.Random(seed).sample(range(10, 460), 2)):  # of 560
         kills += kill_after_step(argv, broken, step)
         argv = ["train", "--resume", broken]
         kills += kill_within(argv, start)
-    assert kills >= 3
+    assert kills >= 2
     process = dcgan_fast_process("train", "--resume", broken)
     assert process.wait() == 0, process.communicate()[1]
     assert_same_checkpoint(whole, broken)

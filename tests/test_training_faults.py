@@ -157,10 +157,10 @@ STEPS = 24  # of a run
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 @pytest.mark.parametrize("kills", [6, pytest.param(50, marks=pytest.mark.slow)])
-def test_runs_killed_at_random_moments_continue_bit_for_bit(tmp_path: Path, kills: int) -> None:
-    seed = random.randrange(1 << 32)
-    print(f"seed {seed}")  # the moments; what the machine does meanwhile no seed can repeat
-    moments = random.Random(seed)
+def test_runs_killed_at_random_moments_continue_bit_for_bit(
+    tmp_path: Path, kills: int, seed: int
+) -> None:
+    moments = random.Random(seed)  # what the machine does meanwhile no seed can repeat
     paths = os.pathsep.join([str(Path(__file__).parent), *sys.path])
     server = subprocess.Popen(
         [sys.executable, "-c", FORKING, str(tmp_path)],
@@ -365,10 +365,8 @@ def test_a_checkpoint_cut_short_is_refused(
 
 @pytest.mark.parametrize("count", [25, pytest.param(200, marks=pytest.mark.slow)])
 def test_a_checkpoint_with_a_flipped_bit_is_refused_or_the_same(
-    run: Path, tmp_path: Path, count: int, capsys: pytest.CaptureFixture[str]
+    run: Path, tmp_path: Path, count: int, seed: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    seed = random.randrange(1 << 32)
-    print(f"seed {seed}")
     places = random.Random(seed)
     whole = (run / "checkpoint.pt").read_bytes()
     refused = 0
@@ -420,7 +418,7 @@ def places_in(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...
 
 @pytest.mark.parametrize("every", [60, pytest.param(9, marks=pytest.mark.slow)])
 def test_a_checkpoint_with_a_wrong_value_is_refused_or_serves(
-    run: Path, tmp_path: Path, every: int, capsys: pytest.CaptureFixture[str]
+    run: Path, tmp_path: Path, every: int, seed: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Each value in turn is missing or another: no error but a UserError, whoever reads."""
     content = load_checkpoint(run)
@@ -431,7 +429,7 @@ def test_a_checkpoint_with_a_wrong_value_is_refused_or_serves(
         for wrong in ("missing", *WRONG)
     ]
     file = tmp_path / "wrong.pt"
-    for place, wrong in damages[random.randrange(every) :: every]:
+    for place, wrong in damages[seed % every :: every]:
         damaged = copy.deepcopy(content)
         inner = damaged
         for key in place[:-1]:

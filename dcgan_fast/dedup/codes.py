@@ -154,6 +154,7 @@ def near_duplicates(codes: Tensor, radius: int) -> tuple[Tensor, Tensor]:
 
     Raises:
         ValueError: a shape or value is wrong, or there are more than 10^9 pairs.
+        MemoryError: of fewer, 32 bytes each do not fit.
         TypeError: the dtype is wrong.
 
     Source: Norouzi, Punjani, Fleet 2012, "Fast search in Hamming space with multi-index hashing".

@@ -8,10 +8,16 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import sysconfig
+import tempfile
 from pathlib import Path
 
-KERNELS = Path(__file__).resolve().parents[2] / "csrc" / "cuda"
+ROOT = Path(__file__).resolve().parents[2]
+KERNELS = ROOT / "csrc" / "cuda"
+sys.path.insert(0, str(ROOT / "_build"))
+
+from kernels import cuda_commands, cuda_home, cuda_targets  # noqa: E402
 
 # The oldest architecture that is supported, the one that has its own code paths, and a newer one.
 WANTED_ARCHITECTURES = ["80", "90a", "120"]
@@ -44,9 +50,13 @@ def architectures() -> list[str]:
 
 
 def run(tool: str, *arguments: str | Path) -> str:
-    command = [str(TOOLS[tool]), *map(str, arguments)]
+    return call(str(TOOLS[tool]), *arguments)
+
+
+def call(*arguments: str | Path) -> str:
+    command = [str(argument) for argument in arguments]
     environment = {**os.environ, "NVDISASM_PATH": str(TOOLS["nvdisasm"])}
-    result = subprocess.run(command, capture_output=True, text=True, env=environment)
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
     if result.returncode:
         raise RuntimeError(f"{' '.join(command)}\n{result.stderr or result.stdout}")
     return result.stdout
@@ -81,14 +91,22 @@ class Kernel:
         return {opcode for opcode in self.instructions if re.match(pattern, opcode)}
 
 
-def compile_kernels(source: Path, architecture: str, cubin: Path) -> dict[str, Kernel]:
-    """The kernels of a .cu file, by mangled name; RuntimeError with ptxas's words if one spills."""
-    code = f"arch=compute_{architecture},code=sm_{architecture}"
-    options = ["-cubin", "-O3", "-std=c++17", "-Xptxas", "--warn-on-spills,--warning-as-error"]
-    run("nvcc", *options, f"-gencode={code}", source, "-o", cubin)
+def compile_kernels(source: Path, architecture: str) -> dict[str, Kernel]:
+    """The kernels of a .cu file, by mangled name; RuntimeError with ptxas's words if one spills.
+
+    By the command of a build for that TORCH_CUDA_ARCH_LIST alone: after one, ccache has nothing left to do.
+    """
+    home = cuda_home() or Path(str(TOOLS["nvcc"])).resolve().parent.parent
+    targets = cuda_targets(home, re.sub(r"(\d)(a?)$", r".\1\2", architecture))
+    command = next(c for c in cuda_commands(home, targets) if c[-1] == f"{source.name}.o")
+    with tempfile.TemporaryDirectory() as folder:
+        compiled = Path(folder) / command[-1]
+        call(*command[:-1], compiled)
+        sass = run("cuobjdump", "-sass", compiled)
+        usage = run("cuobjdump", "--dump-resource-usage", compiled)
     instructions: dict[str, list[str]] = {}
     back: dict[str, dict[int, int]] = {}
-    for line in run("cuobjdump", "-sass", cubin).splitlines():
+    for line in sass.splitlines():
         if match := re.search(r"Function : (\S+)", line):
             current, branches = instructions.setdefault(match[1], []), back.setdefault(match[1], {})
             places: dict[str, int] = {}
@@ -98,7 +116,6 @@ def compile_kernels(source: Path, architecture: str, cubin: Path) -> dict[str, K
                 if target[1] in places:
                     branches[len(current)] = places[target[1]]
             current.append(match[2])
-    usage = run("cuobjdump", "--dump-resource-usage", cubin)
     found = re.findall(r"Function (\S+):\s+REG:(\d+) STACK:(\d+)", usage)
     return {
         name: Kernel(name, int(registers), int(stack), instructions[name], back[name])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from compiled_harness import KERNELS, Kernel, architectures, compile_kernels
@@ -16,16 +15,10 @@ Kernels = dict[str, Kernel]
 
 
 @pytest.fixture(scope="module")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Kernels]:
+def compiled() -> dict[tuple[str, str], Kernels]:
     """The kernels by op and architecture; compiling them fails if one spills registers."""
-    folder = tmp_path_factory.mktemp("cubin")
     wanted = [(op, a) for op in ("pack_codes", "first_occurrence") for a in architectures()]
-
-    def kernels(what: tuple[str, str]) -> Kernels:
-        return compile_kernels(KERNELS / f"{what[0]}.cu", what[1], folder / "-".join(what))
-
-    with ThreadPoolExecutor(2) as pool:
-        return dict(zip(wanted, pool.map(kernels, wanted), strict=True))
+    return {(op, a): compile_kernels(KERNELS / f"{op}.cu", a) for op, a in wanted}
 
 
 def named(kernels: Kernels, pattern: str) -> dict[str, Kernel]:

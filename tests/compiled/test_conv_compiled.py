@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -91,13 +90,12 @@ def traits_of(kernel: Kernel) -> Traits:
 
 
 @pytest.fixture(scope="module")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Kernels]:
+def compiled() -> dict[tuple[str, str], Kernels]:
     """The kernels by step and architecture; compiling them fails if one spills registers."""
-    folder = tmp_path_factory.mktemp("cubin")
 
     def kernels(what: tuple[str, str]) -> Kernels:
         step, architecture = what
-        return compile_kernels(KERNELS / f"conv_{step}.cu", architecture, folder / "-".join(what))
+        return compile_kernels(KERNELS / f"conv_{step}.cu", architecture)
 
     with ThreadPoolExecutor(2) as pool:
         return dict(zip(COMPILED, pool.map(kernels, COMPILED), strict=True))
@@ -170,13 +168,11 @@ def test_instructions(
 
 
 @pytest.fixture(scope="module")
-def warpgroups(tmp_path_factory: pytest.TempPathFactory) -> Kernels:
+def warpgroups() -> Kernels:
     """Those whose products are warpgroups', of either 16-bit type."""
     if "90a" not in architectures():
         pytest.skip("this nvcc does not know sm_90a")
-    return compile_kernels(
-        KERNELS / "conv_sm90a.cu", "90a", tmp_path_factory.mktemp("cubin") / "sm90a"
-    )
+    return compile_kernels(KERNELS / "conv_sm90a.cu", "90a")
 
 
 # Instructions of the loop over stages, copies among them. The products of two blocks' wide stages take 1024 cycles, in
@@ -219,11 +215,11 @@ BOX_LOOP = 85  # instructions of the loop over stages, the wait for one among th
 
 
 @pytest.mark.parametrize("source", ["conv_boxes", "conv_boxes_tf32"])
-def test_kernels_that_the_copy_engine_feeds(tmp_path: Path, source: str) -> None:
+def test_kernels_that_the_copy_engine_feeds(source: str) -> None:
     """Four products a stage, those of the last one still going on; no copy by a thread; blocks on an SM."""
     if "90a" not in architectures():
         pytest.skip("this nvcc does not know sm_90a")
-    kernels = compile_kernels(KERNELS / f"{source}_sm90a.cu", "90a", tmp_path / "boxes")
+    kernels = compile_kernels(KERNELS / f"{source}_sm90a.cu", "90a")
     tf32, found = source.endswith("tf32"), []
     for kernel in kernels.values():
         if tf32 and "conv_pack_weights" in kernel.name:
@@ -260,12 +256,12 @@ def test_kernels_that_the_copy_engine_feeds(tmp_path: Path, source: str) -> None
     assert len(kernels) == len(found) + tf32
 
 
-def test_gradients_that_the_copy_engine_feeds(tmp_path: Path) -> None:
+def test_gradients_that_the_copy_engine_feeds() -> None:
     """As above; boxes of 64 channels, two of the coarse map and one or two of the fine one."""
     if "90a" not in architectures():
         pytest.skip("this nvcc does not know sm_90a")
     source = KERNELS / "conv_boxes_weight_grad_sm90a.cu"
-    kernels = list(compile_kernels(source, "90a", tmp_path / "gradients").values())
+    kernels = list(compile_kernels(source, "90a").values())
     kernels = [kernel for kernel in kernels if "conv_weight_grad_sum" not in kernel.name]
     assert len(kernels) == 4 and all("conv_boxes_weight_grad" in kernel.name for kernel in kernels)
     for kernel in kernels:

@@ -9,9 +9,9 @@ from compiled_harness import KERNELS, architectures, compile_kernels
 
 
 @pytest.mark.parametrize("architecture", architectures())
-def test_gathering(tmp_path, architecture: str) -> None:
+def test_gathering(architecture: str) -> None:
     """Nothing spilled, as many threads as an SM takes, one wide store for each four values."""
-    kernels = compile_kernels(KERNELS / "gather_images.cu", architecture, tmp_path / architecture)
+    kernels = compile_kernels(KERNELS / "gather_images.cu", architecture)
     found = {}
     for name, kernel in kernels.items():
         match = re.search(r"gather_imagesILi(\d)ELb(\d)E", name)

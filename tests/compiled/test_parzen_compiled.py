@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-
 import pytest
 from compiled_harness import KERNELS, Kernel, architectures, compile_kernels
 
@@ -14,15 +12,9 @@ Kernels = dict[str, Kernel]
 
 
 @pytest.fixture(scope="module")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Kernels]:
+def compiled() -> dict[str, Kernels]:
     """The kernels by architecture; compiling them fails if one spills registers."""
-    folder = tmp_path_factory.mktemp("cubin")
-
-    def kernels(architecture: str) -> Kernels:
-        return compile_kernels(KERNELS / "parzen.cu", architecture, folder / architecture)
-
-    with ThreadPoolExecutor(2) as pool:
-        return dict(zip(architectures(), pool.map(kernels, architectures()), strict=True))
+    return {a: compile_kernels(KERNELS / "parzen.cu", a) for a in architectures()}
 
 
 each = pytest.mark.parametrize("architecture", architectures())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from compiled_harness import KERNELS, Kernel, architectures, compile_kernels
@@ -20,15 +19,9 @@ Kernels = dict[str, Kernel]
 
 
 @pytest.fixture(scope="module")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Kernels]:
+def compiled() -> dict[str, Kernels]:
     """The kernels by architecture; compiling them fails if one spills registers."""
-    folder = tmp_path_factory.mktemp("cubin")
-
-    def kernels(architecture: str) -> Kernels:
-        return compile_kernels(KERNELS / "plane_bias_act.cu", architecture, folder / architecture)
-
-    with ThreadPoolExecutor(2) as pool:
-        return dict(zip(architectures(), pool.map(kernels, architectures()), strict=True))
+    return {a: compile_kernels(KERNELS / "plane_bias_act.cu", a) for a in architectures()}
 
 
 def described(kernels: Kernels) -> list[tuple[dict[str, str], Kernel]]:

@@ -8,27 +8,24 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import torch
 
 EMULATOR = Path(__file__).resolve().parent
-KERNELS = EMULATOR.parents[1] / "csrc" / "cuda"
+ROOT = EMULATOR.parents[1]
+sys.path.insert(0, str(ROOT / "_build"))
+
+from kernels import CCACHE, EMULATED_FLAGS  # noqa: E402
+
+KERNELS = ROOT / "csrc" / "cuda"
 CXX = shutil.which(os.environ.get("CXX", "g++"))
 
-COMMON_FLAGS = [
-    "-std=c++17",
-    "-g1",
-    "-Wall",
-    "-Wextra",
-    "-Wno-unknown-pragmas",
-    "-Wno-psabi",
-    "-DDCGAN_FAST_SM90A",
-]
 SCHEDULER = ["emulator.cpp", "fiber.cpp", "tensor_core.cpp"]
 # Optimising takes longer under AddressSanitizer than it saves, but ThreadSanitizer is half blind
 # without: there, g++ does not instrument the assignment of a struct.
@@ -82,7 +79,7 @@ class Builder:
         watched = [f"-I{EMULATOR / 'include'}", *SANITIZERS[sanitizer]]
         # The scheduler is told of the sanitizer, but not watched by it.
         scheduler = ["-O2", f"-DEMULATOR_{sanitizer.upper()}"]
-        flags = [*COMMON_FLAGS, *(scheduler if source.name in SCHEDULER else watched)]
+        flags = [*EMULATED_FLAGS, *(scheduler if source.name in SCHEDULER else watched)]
         digest = hashlib.sha256(" ".join([str(CXX), *flags]).encode())
         for file in with_includes(source):
             digest.update(file.name.encode() + file.read_bytes())
@@ -90,7 +87,7 @@ class Builder:
         with self._lock:
             if target not in self._compiled:
                 self._compiled[target] = self._compilers.submit(
-                    make, target, [*flags, "-x", "c++", "-c", source]
+                    make, target, [*flags, "-x", "c++", "-c", source], CCACHE
                 )
         return target, self._compiled[target]
 
@@ -110,11 +107,11 @@ def with_includes(source: Path) -> list[Path]:
     return found
 
 
-def make(target: Path, arguments: list[str | Path]) -> None:
+def make(target: Path, arguments: list[str | Path], wrapper: Sequence[str] = ()) -> None:
     if target.exists():
         return
     unfinished = target.with_name(f"{os.getpid()}-{threading.get_ident()}-{target.name}")
-    command = [str(CXX), *map(str, arguments), "-o", str(unfinished)]
+    command = [*wrapper, str(CXX), *map(str, arguments), "-o", str(unfinished)]
     result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode:
         raise RuntimeError(f"{' '.join(command)}\n{result.stderr[:4000]}")

@@ -22,7 +22,11 @@ from dcgan_fast import dedup, functional, metrics, reference
 from dcgan_fast.dedup import reference as dedup_reference
 from dcgan_fast.metrics import reference as metrics_reference
 
-REFUSALS = (ValueError, TypeError, RuntimeError, IndexError, NotImplementedError, OverflowError)
+# MemoryError: of results that do not fit. ZeroDivisionError: PyTorch's, of meta tensors and a stride of 0.
+REFUSALS = (
+    *(ValueError, TypeError, RuntimeError, IndexError, NotImplementedError, OverflowError),
+    *(MemoryError, ZeroDivisionError),
+)
 SIZES = (0, 1, 1, 2, 2, 3, 4, 5, 7, 8, 9, 16, 17, 33)
 ODD = (-1, 0, 4, 7, 1000, 1 << 15, 1 << 31, (1 << 63) - 1, -(1 << 63))
 FLOATS = (torch.float32, torch.float32, torch.float32, torch.bfloat16, torch.float16, torch.float64)
