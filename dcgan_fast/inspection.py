@@ -13,6 +13,7 @@ import torch
 
 from . import build_info, models
 from .bench.rows import Ceilings
+from .devices import pages_of
 from .profiling.ceilings import measure_ceilings
 from .training.config import TrainConfig
 from .training.forecast import Forecast, forecast
@@ -97,7 +98,7 @@ def inspect(
 
 def machine() -> dict[str, Any]:
     """The machine that this process runs on."""
-    memory = {"bytes": _memory("SC_PHYS_PAGES"), "available bytes": _memory("SC_AVPHYS_PAGES")}
+    memory = {"bytes": pages_of("SC_PHYS_PAGES"), "available bytes": pages_of("SC_AVPHYS_PAGES")}
     return {
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0))
@@ -119,10 +120,3 @@ def _processor() -> str:
         lines = []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(names, platform.processor() or platform.machine())
-
-
-def _memory(pages: str) -> int | None:
-    try:
-        return os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, OSError, ValueError):  # where the system has no such figure
-        return None

@@ -8,7 +8,6 @@ floats, travel to the device.
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor
 
 from .. import functional
+from ..devices import memory_of
 from ..errors import UserError
 from .dataset import Dataset
 
@@ -199,11 +199,7 @@ class Batches:
             torch.empty(0, device=self.device)
         ):
             return False
-        if self.device.type == "cuda":
-            memory = torch.cuda.get_device_properties(self.device).total_memory
-        else:
-            memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        return bool(self._images.nbytes <= memory // _SHARE_OF_MEMORY)
+        return bool(self._images.nbytes <= (memory_of(self.device) or 0) // _SHARE_OF_MEMORY)
 
     def _at_once(self, order: np.ndarray, flips: np.ndarray) -> Iterator[tuple[Tensor, np.ndarray]]:
         """From the images on the device; what travels there is the numbers of the rows."""

@@ -257,13 +257,17 @@ class TrainConfig:
 
 
 _Rule = tuple[str, Callable[[Any], bool]]
+_LARGEST = (1 << 63) - 1  # that a tensor or a generator of random numbers takes
 
 
-def _whole(low: int) -> _Rule:
+def _whole(low: int, high: int | None = None) -> _Rule:
     def holds(value: Any) -> bool:
-        return isinstance(value, int) and not isinstance(value, bool) and value >= low
+        last = _LARGEST if high is None else high
+        return isinstance(value, int) and not isinstance(value, bool) and low <= value <= last
 
-    return f"a whole number of at least {low}", holds
+    if high is None:
+        return f"a whole number of at least {low}", holds
+    return f"a whole number from {low} to {high}", holds
 
 
 def _one_of(*choices: str) -> _Rule:
@@ -311,10 +315,11 @@ _RULES: dict[str, _Rule] = {
     "clip_grad": _POSITIVE,
     "ema": _BELOW_ONE,
     "seed": _whole(0),
-    "threads": _whole(1),
+    "threads": _whole(1, 1024),  # OpenMP ends the process where it cannot have as many
+    "device": ("a device's name", lambda value: isinstance(value, str)),
     "amp": _one_of("bf16", "fp16"),
     "bn": _one_of(*BN_MODES),
-    "grid_images": _whole(1),
+    "grid_images": _whole(1, 10_000),
     "grid_every": _whole(1),
     "log_every": _whole(1),
     "save_steps": _whole(1),

@@ -12,6 +12,7 @@ from torch.optim import SGD, Adam, Optimizer
 
 from .. import models
 from ..data import Dataset, prepare
+from ..devices import memory_of
 from ..errors import UserError
 from ..nn import unfuse
 from .checkpoint import load_state, load_weights
@@ -44,15 +45,29 @@ def load_data(config: TrainConfig) -> Dataset:
     return dataset
 
 
-def check_networks(config: TrainConfig) -> None:
-    """Report settings that the networks cannot have before hours go into preparing the data."""
+def check_networks(config: TrainConfig, device: torch.device) -> None:
+    """Report settings that networks cannot have, or the device not hold, before hours go into preparing the data."""
     if config.conditional and not models.PRESETS[config.preset].conditional:
         fitting = ", ".join(name for name, p in models.PRESETS.items() if p.conditional)
         raise UserError(
             f"'conditional' needs a preset whose networks take labels ({fitting}), got '{config.preset}'"
         )
-    with torch.device("meta"):
-        _preset_networks(config, config.channels or 3, 2)
+    asked = [f"'{name}' {value}" for name, value in config.network_overrides().items()]
+    described = f"networks of {', '.join(asked)}" if asked else f"the networks of {config.preset}"
+    try:
+        with torch.device("meta"):
+            networks = _preset_networks(config, config.channels or 3, 2)
+    except (RuntimeError, TypeError) as error:  # of more elements than PyTorch counts
+        raise UserError(f"{described} cannot be built: {str(error).splitlines()[0]}") from error
+    # weights, gradients and what optimisers keep: momentum, and Adam's squares
+    kept = 3 if config.optimizer == "sgd" else 4
+    needed = kept * sum(weight.nbytes for network in networks for weight in network.parameters())
+    memory = memory_of(device)
+    if memory is not None and needed > memory:
+        raise UserError(
+            f"{described} take {needed / 1e9:,.0f} GB with their gradients and the optimisers' state; "
+            f"{device} has {memory / 1e9:,.0f} GB"
+        )
 
 
 def count_classes(dataset: Dataset) -> int:
@@ -129,7 +144,7 @@ def make_optimizer(network: nn.Module, config: TrainConfig) -> Optimizer:
         return Adam(
             network.parameters(),
             lr=config.lr,
-            betas=(config.beta1, config.beta2),
+            betas=(float(config.beta1), float(config.beta2)),
             eps=config.adam_eps,
             weight_decay=config.weight_decay,
             fused=fused,

@@ -125,7 +125,7 @@ class Trainer:
         self.device = self.processes.device(config.device)
         configure_torch(config, self.device)
         if generator is None:
-            check_networks(config)
+            check_networks(config, self.device)
         elif getattr(generator, "classes", 0):
             config = dataclasses.replace(config, conditional=True)
         if dataset is None:
