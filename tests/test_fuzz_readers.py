@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import io
+import os
+import pickle
 import resource
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -103,3 +108,50 @@ def test_a_changed_file_is_read_or_refused(name: str) -> None:
 @pytest.mark.parametrize("name", IN_PROCESS)
 def test_many_changed_files_are_read_or_refused(name: str) -> None:
     fuzz(READERS[name], 600)
+
+
+class MakesAFolder:
+    """A pickle of it does so wherever it is loaded with trust."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = str(path)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.mkdir, (self.path,)
+
+
+def malicious_files(harm: MakesAFolder) -> list[bytes]:
+    def saved(save: Callable[..., None], *content: object, **named: object) -> bytes:
+        file = io.BytesIO()
+        save(file, *content, **named)
+        return file.getvalue()
+
+    array = np.array([harm], dtype=object)
+    return [
+        *(pickle.dumps(harm, protocol) for protocol in range(pickle.HIGHEST_PROTOCOL + 1)),
+        pickle.dumps({b"data": harm, b"labels": [0]}),
+        saved(lambda file: torch.save({"generator": {"main.0.weight": harm}}, file)),
+        saved(
+            lambda file: torch.save([harm], file, _use_new_zipfile_serialization=False),
+        ),
+        saved(np.save, array, allow_pickle=True),
+        saved(np.savez, images=array, arr_0=array, generator=array, mean=array, allow_pickle=True),
+    ]
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_no_reader_runs_what_a_pickle_says(name: str, tmp_path: Path) -> None:
+    reader = READERS[name]
+    if reader.needs is not None:
+        pytest.importorskip(reader.needs)
+    folder, harmed = tmp_path / "files", tmp_path / "harmed"
+    folder.mkdir()
+    reader.beside(folder)
+    for content in malicious_files(MakesAFolder(harmed)):
+        reader(folder, content)  # an error but UserError passes
+        assert not harmed.exists()
+
+
+def test_these_pickles_are_harmful(tmp_path: Path) -> None:
+    pickle.loads(pickle.dumps(MakesAFolder(tmp_path / "harmed")))
+    assert (tmp_path / "harmed").exists()
