@@ -15,6 +15,7 @@ A checkpoint is ``torch.save`` of plain Python types and tensors; ``weights_only
 ``bn``                (optional) default statistics for sampling: "running" or "batch"
 ``optimizer_g``, ``optimizer_d``, ``scalers``, ``rng``, ``data``, ``step``, ``epoch``,
 ``metrics``, ``watch``, ``train_config``      (optional) what a training run needs to continue bit for bit
+``rng_of_others``     (optional) what each process but the first draws dropout from, in order of rank
 ====================  ============================================================================
 
 A bare state dict, such as pytorch/examples' ``netG_epoch_24.pth``, also with its keys under

@@ -406,9 +406,22 @@ class Trainer:
             yield
 
     def _draw_apart(self, since: str) -> None:
-        """Give each process but the first random numbers of its own, for dropout; checkpoints keep the first's."""
+        """Give each process but the first random numbers of its own, for dropout."""
         if rank := self.processes.rank:
             torch.manual_seed(derived_seed(self.config.seed, f"process {rank} {since}"))
+
+    def _random_state(self) -> dict[str, Tensor | None]:
+        """Of what dropout draws from."""
+        cuda = self.device.type == "cuda"
+        return {
+            "torch": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state(self.device) if cuda else None,
+        }
+
+    def _set_random_state(self, state: Mapping[str, Any]) -> None:
+        torch.set_rng_state(state["torch"])
+        if self.device.type == "cuda" and state["cuda"] is not None:
+            torch.cuda.set_rng_state(state["cuda"], self.device)
 
     def _labels_from(self, source: torch.Generator, count: int) -> Tensor:
         """Labels of images drawn from the data: as frequent as they are there."""
@@ -620,21 +633,22 @@ class Trainer:
         )
 
     def save(self) -> None:
-        """Write the checkpoint of this moment; that before it stays as ``checkpoint.previous.pt``.
+        """Write the checkpoint of this moment; that before it stays as ``checkpoint.previous.pt``. In all processes.
 
         Raises:
             TrainingDiverged: a weight or a loss is not finite; nothing is written.
         """
         self._check_finite()
+        _, *of_others = self.processes.gather(self._random_state())
         if self._written is not None:
             self._metrics.sync()
             self._likelihoods.sync()
-            save_checkpoint(self._written.checkpoint, self.state(), keep=PREVIOUS_NAME)
+            state = self.state() | ({"rng_of_others": of_others} if of_others else {})
+            save_checkpoint(self._written.checkpoint, state, keep=PREVIOUS_NAME)
         self._saved_at = time.monotonic()
 
     def state(self) -> dict[str, Any]:
-        """The contents of a checkpoint: all that the rest of the run depends on."""
-        cuda = self.device.type == "cuda"
+        """The contents of a checkpoint: all that the rest of the run depends on, but for other processes' dropout."""
         return {
             "preset": self.config.preset,
             "config": {
@@ -652,11 +666,7 @@ class Trainer:
             "optimizer_g": portable_state(self.optimizer_g),
             "optimizer_d": portable_state(self.optimizer_d),
             "scalers": [u.state_dict() for u in (self._update.update_g, self._update.update_d)],
-            "rng": {
-                "latents": self._latents.get_state(),
-                "torch": torch.get_rng_state(),  # for networks of one's own, with dropout
-                "cuda": torch.cuda.get_rng_state(self.device) if cuda else None,
-            },
+            "rng": {"latents": self._latents.get_state(), **self._random_state()},
             "data": {"name": self.dataset.name, "shape": list(self.dataset.images.shape)},
             "processes": self.processes.count,
             "step": self.step,
@@ -680,11 +690,11 @@ class Trainer:
         load_state(self.discriminator, checkpoint["discriminator"], source=file)
         load_optimizer(self.optimizer_g, checkpoint["optimizer_g"], source=file)
         load_optimizer(self.optimizer_d, checkpoint["optimizer_d"], source=file)
-        rng = checkpoint["rng"]
+        rng, rank = checkpoint["rng"], self.processes.rank
         self._latents.set_state(rng["latents"])
-        torch.set_rng_state(rng["torch"])
-        if self.device.type == "cuda" and rng["cuda"] is not None:
-            torch.cuda.set_rng_state(rng["cuda"], self.device)
+        of_others = checkpoint.get("rng_of_others", [])
+        has_own = len(of_others) == self.processes.count - 1
+        self._set_random_state(of_others[rank - 1] if rank and has_own else rng)
         if self.ema is not None:
             load_state(self.ema.module, checkpoint["generator_ema"], source=file)
             self.ema.n_averaged.fill_(1)  # only whether it is the first counts
@@ -692,7 +702,8 @@ class Trainer:
         for update, state in zip(updates, checkpoint.get("scalers", ({}, {})), strict=True):
             update.load_state_dict(state)
         self.step = self._update.number = checkpoint["step"]
-        self._draw_apart(f"from step {self.step}")
+        if not has_own:  # of another number of processes
+            self._draw_apart(f"from step {self.step}")
         self._window.load(checkpoint["metrics"], self.step, self.device)
         if self.validation is not None:
             self.validation.load(checkpoint["validation"])
