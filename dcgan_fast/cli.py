@@ -63,13 +63,17 @@ _MOST_IMAGES = 1_000_000  # of one call of `sample`: their latents are held in m
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line ``argv`` (the process's own by default); returns the exit status."""
-    arguments = vars(_parser().parse_args(argv))
-    command: Callable[..., int] = arguments.pop("command")
-    debug: bool = arguments.pop("debug", False)
+    debug = False
     with warnings.catch_warnings():
         warnings.showwarning = _print_warning
         try:
-            return command(**arguments)
+            try:
+                arguments = vars(_parser().parse_args(argv))
+                command: Callable[..., int] = arguments.pop("command")
+                debug = arguments.pop("debug", False)
+                return command(**arguments)
+            finally:
+                sys.stdout.flush()  # here, where it may fail, and not as Python ends
         except KeyboardInterrupt:
             return 130
         except BrokenPipeError:  # whoever reads us, `head` say, has read enough

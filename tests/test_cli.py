@@ -778,10 +778,18 @@ def test_info(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="pipes of POSIX")
-def test_a_reader_that_stops_reading() -> None:
+@pytest.mark.parametrize(
+    ("argv", "unbuffered"),
+    [("info --seconds 0", "1"), ("info --seconds 0", ""), ("--version", "")],
+)
+def test_a_reader_that_stops_reading(
+    monkeypatch: pytest.MonkeyPatch, argv: str, unbuffered: str
+) -> None:
+    """At the first line, or where what is buffered is written."""
+    monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
     ours, theirs = os.pipe()
     os.close(ours)
-    process = dcgan_fast_process("info", "--seconds", "0", stdout=theirs)
+    process = dcgan_fast_process(*argv.split(), stdout=theirs)
     os.close(theirs)
     _, errors = process.communicate()
     assert (process.returncode, errors) == (128 + signal.SIGPIPE, "")
