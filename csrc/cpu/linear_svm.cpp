@@ -6,7 +6,6 @@
 #include <ATen/native/CPUBlas.h>
 
 #include <algorithm>
-#include <atomic>
 #include <bit>
 #include <cmath>
 #include <numeric>
@@ -15,6 +14,7 @@
 
 #include "float_vec.h"
 #include "gemm.h"
+#include "tasks.h"
 #include "workspace.h"
 
 namespace dcgan_fast::cpu::CPU_CAPABILITY {
@@ -300,9 +300,8 @@ void gram(const SvmGram& args) {
   for (int64_t top = 0; top < args.x.rows; top += kSquare) {
     for (int64_t left = 0; left <= top; left += kSquare) squares.push_back({args.x, top, left, args.gram});
   }
-  std::atomic<size_t> taken{0};
-  at::parallel_for(0, at::get_num_threads(), 1, [&](int64_t, int64_t) {
-    for (size_t i; (i = taken++) < squares.size();) {
+  for_tasks(static_cast<int64_t>(squares.size()), [&](auto take) {
+    for (int64_t i; take(i);) {
       Square& square = squares[i];
       square.sums = static_cast<float*>(workspace(kSquare * kSquare * sizeof(float), 1));
       args.tiles ? multiply_square_on_tiles(square, {args.whole}) : multiply_square(square);

@@ -2,12 +2,11 @@
 // an instruction.
 #include "near_duplicates.h"
 
-#include <ATen/Parallel.h>
-
 #include <algorithm>
-#include <atomic>
 #include <bit>
 #include <mutex>
+
+#include "tasks.h"
 
 #ifndef CPU_CAPABILITY
 #error "compile this file once per CPU capability: -DCPU_CAPABILITY=AVX512 and its -m flags"
@@ -56,12 +55,11 @@ void compare(const NearDuplicates& args, int64_t begin, int64_t end, std::vector
 std::vector<uint64_t> find(const NearDuplicates& args) {
   std::vector<uint64_t> found;
   std::mutex mutex;
-  std::atomic<int64_t> taken{0};
   const int64_t rows = args.codes.rows;
-  at::parallel_for(0, at::get_num_threads(), 1, [&](int64_t, int64_t) {
+  for_tasks((rows + kRows - 1) / kRows, [&](auto take) {
     std::vector<uint64_t> pairs;
-    for (int64_t begin; (begin = kRows * taken++) < rows;) {
-      const int64_t end = std::min(begin + kRows, rows);
+    for (int64_t task; take(task);) {
+      const int64_t begin = task * kRows, end = std::min(begin + kRows, rows);
       switch (args.codes.words) {
         case 1: compare<1>(args, begin, end, pairs); break;
         case 2: compare<2>(args, begin, end, pairs); break;

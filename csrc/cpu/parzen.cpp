@@ -14,6 +14,7 @@
 
 #include "gemm.h"
 #include "integers.h"
+#include "tasks.h"
 #include "vec.h"
 #include "workspace.h"
 
@@ -199,11 +200,8 @@ ParzenInput log_sums(const ParzenWindows& args) {
       }
     });
     if (bad_samples) return ParzenInput::bad_samples;
-    // each thread takes the next block when it is done with one: cores that are shared run at different speeds
-    const int64_t blocks = ceil_div(args.rows, block);
-    std::atomic<int64_t> next{0};
-    at::parallel_for(0, std::min<int64_t>(blocks, at::get_num_threads()), 1, [&](int64_t, int64_t) {
-      for (int64_t b; (b = next++) < blocks;) {
+    for_tasks(ceil_div(args.rows, block), [&](auto take) {
+      for (int64_t b; take(b);) {
         const int64_t last = std::min(args.rows, (b + 1) * block);
         if (!meet(args, inverse_variance.data(), packed, b * block, last, largest.data(), half_squares.data()))
           bad_data = true;

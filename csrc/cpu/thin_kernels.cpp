@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "epilogue.h"
+#include "tasks.h"
 #include "thin_conv.h"
 #include "thin_gradient.h"
 #include "thin_rows.h"
@@ -36,14 +37,14 @@ void down(const ConvShape& s, const void* fine, const void* packed, void* coarse
   if (moments) moments->resize(blocks.count, channels);
   const bool stream = may_stream(static_cast<const T*>(coarse), coarse_pixels(s), channels);
 
-  at::parallel_for(0, blocks.count, 1, [&](int64_t first, int64_t last) {
+  for_tasks(blocks.count, [&](auto take) {
     [[maybe_unused]] const TileUnit unit;
     FineRows<T, E> rows(s, fine);
     E* left = scratch<E>(kLeft, P::kChunk * depth);
     std::fill_n(left, P::kChunk * depth, E(0));
     float* sums = scratch<float>(kSums, ceil_div(channels, kPanel) * panel_floats);
     Finish<T> finish(epilogue, 0, channels, channels, 1, stream);
-    for (int64_t b = first; b < last; ++b) {
+    for (int64_t b; take(b);) {
       const int64_t begin = blocks.begin(b), end = blocks.end(b);
       for (int64_t at = begin; at < end; at += P::kChunk) {
         const int64_t n = std::min(P::kChunk, end - at);
@@ -221,14 +222,14 @@ void up(const ConvShape& s, const void* coarse, const void* packed, void* fine, 
   const Blocks blocks(s.batch * bands, moments ? moments->groups : 1, ceil_div(kBlockPixels, s.coarse.width), 1);
   if (moments) moments->resize(blocks.count, channels);
 
-  at::parallel_for(0, blocks.count, 1, [&](int64_t first, int64_t last) {
+  for_tasks(blocks.count, [&](auto take) {
     [[maybe_unused]] const TileUnit unit;
     Columns<P> columns(s, coarse, packed);
     Line line(s);
     std::vector<const float*> rows(parts), terms;
     Finish<T> finish(epilogue, 0, row_values, channels);
     std::vector<float> mean(row_values), m2(row_values);
-    for (int64_t b = first; b < last; ++b) {
+    for (int64_t b; take(b);) {
       for (int64_t i = blocks.begin(b); i < blocks.end(b); ++i) {
         const int64_t image = i / bands, band = first_band + i % bands;
         for (int64_t j = 0; j < parts; ++j) {
@@ -310,10 +311,10 @@ void weight_grad(const ConvShape& s, const void* fine, const void* coarse, const
                 slices = pixels > 0 ? ceil_div(pixels, slice) : 0;
   float* partials = scratch<float>(kPartials, slices * gradient.floats);
 
-  at::parallel_for(0, slices, 1, [&](int64_t first, int64_t last) {
+  for_tasks(slices, [&](auto take) {
     [[maybe_unused]] const TileUnit unit;
     FineRows<T, typename P::Element> rows(s, fine);
-    for (int64_t i = first; i < last; ++i) {
+    for (int64_t i; take(i);) {
       const int64_t begin = i * slice, end = std::min(begin + slice, pixels);
       for (int64_t at = begin; at < end; at += Gradient::kChunk) {
         gradient.add(rows, static_cast<const T*>(coarse), at, std::min(at + Gradient::kChunk, end),

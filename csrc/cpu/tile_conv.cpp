@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "epilogue.h"
+#include "tasks.h"
 #include "tile_blocking.h"
 #include "tile_patches.h"
 #include "workspace.h"
@@ -120,11 +121,11 @@ void run(const TapOrder& order, const Patches& patches, const TileBlocking& bloc
   const int64_t pixel_sums = kBlock * blocking.out_panel,
                 sums_bytes = (chunks > 1 ? pixels : largest_group) * pixel_sums * 4;
 
-  at::parallel_for(0, panels * blocks, 1, [&](int64_t first_task, int64_t last_task) {
+  for_tasks(panels * blocks, [&](auto take) {
     const TileUnit unit;
     char* windows = static_cast<char*>(workspace(layout.bytes + sums_bytes));
     auto* sums = reinterpret_cast<float*>(windows + layout.bytes);
-    for (int64_t task = first_task; task < last_task; ++task) {
+    for (int64_t task; take(task);) {
       const int64_t c0 = task / blocks * blocking.out_panel, b = task % blocks, group = b / blocks_per_group;
       const int64_t panel = std::min(blocking.out_panel, out_channels - c0);
       const PatchBlock block(patches, group * per_group + b % blocks_per_group * kBlock, (group + 1) * per_group);
@@ -316,12 +317,12 @@ void weight_grad(const ConvShape& s, const void* fine_map, const void* coarse_ma
                   scale_for(largest_of_all(coarse, s.batch * s.coarse.height * s.coarse.width * s.coarse.channels)),
               fine_factor = 1 / fine_scale, coarse_factor = 1 / coarse_scale;
 
-  at::parallel_for(0, coarse_panels * fine_panels, 1, [&](int64_t first_task, int64_t last_task) {
+  for_tasks(coarse_panels * fine_panels, [&](auto take) {
     const TileUnit unit;
     char* fine_packed = static_cast<char*>(workspace(fine_bytes + coarse_bytes + sums_bytes));
     char* coarse_packed = fine_packed + fine_bytes;
     auto* sums = reinterpret_cast<float*>(coarse_packed + coarse_bytes);
-    for (int64_t task = first_task; task < last_task; ++task) {
+    for (int64_t task; take(task);) {
       const int64_t coarse0 = task / fine_panels * coarse_panel, fine0 = task % fine_panels * fine_panel;
       const int64_t coarse_n = std::min(coarse_panel, s.coarse.channels - coarse0),
                     fine_n = std::min(fine_panel, s.fine.channels - fine0);

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "gemm.h"
+#include "tasks.h"
 #include "winograd.h"
 #include "winograd_fields.h"
 #include "winograd_kernels.h"
@@ -327,10 +328,11 @@ class Convolution {
 
   void run() const {
     const std::vector<Task> tasks = make_tasks(plan_, epilogue_.moments);
-    at::parallel_for(0, static_cast<int64_t>(tasks.size()), 1, [&](int64_t begin, int64_t end) {
+    const auto count = static_cast<int64_t>(tasks.size());
+    for_tasks(count, [&](auto take) {
       const Buffers<T> buffers(plan_);
-      for (int64_t i = begin; i < end; ++i) {
-        Fetching fetching = plan_.packed_floats > kStayingFloats ? Fetching() : fetching_of(tasks[i], tasks[std::min(i + 1, end - 1)]);
+      for (int64_t i; take(i);) {
+        Fetching fetching = plan_.packed_floats > kStayingFloats ? Fetching() : fetching_of(tasks[i], tasks[std::min(i + 1, count - 1)]);
         for (const Stage& stage : plan_.stages) {
           if (stage.runs.front().part < tasks[i].first_part || stage.runs.back().part >= tasks[i].last_part) continue;
           transform(tasks[i], stage, buffers);

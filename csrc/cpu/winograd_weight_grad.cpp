@@ -6,7 +6,6 @@
 #include "winograd_weight_grad.h"
 
 #include <ATen/Dispatch.h>
-#include <ATen/Parallel.h>
 
 #include <algorithm>
 #include <cstring>
@@ -14,6 +13,7 @@
 
 #include "gemm.h"
 #include "integers.h"
+#include "tasks.h"
 #include "winograd_fields.h"
 #include "winograd_plan.h"
 #include "winograd_transforms.h"
@@ -61,8 +61,8 @@ class WeightGradient {
   void run() const {
     const auto terms = static_cast<int64_t>(plan_.terms.size());
     const int64_t coarse_blocks = ceil_div(s_.coarse.channels, cut_.coarse), fine_blocks = ceil_div(s_.fine.channels, cut_.fine);
-    at::parallel_for(0, terms * coarse_blocks * fine_blocks, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
+    for_tasks(terms * coarse_blocks * fine_blocks, [&](auto take) {
+      for (int64_t i; take(i);) {
         const int64_t c = i / fine_blocks % coarse_blocks * cut_.coarse, f = i % fine_blocks * cut_.fine;
         sum(Block{plan_.terms[i / (coarse_blocks * fine_blocks)], c, std::min(cut_.coarse, s_.coarse.channels - c), f,
                   std::min(cut_.fine, s_.fine.channels - f)});
