@@ -435,7 +435,7 @@ def test_sparse_tensors_are_refused():
 # ---------------------------------------------------------------- other machines
 
 
-@pytest.mark.parametrize("capability", ["default", "avx2"])
+@pytest.mark.parametrize("capability", ["default", pytest.param("avx2", marks=pytest.mark.slow)])
 def test_the_kernels_of_other_machines_agree(capability):
     names = "agrees or named or activation_j or threads or strided"
     result = subprocess.run(

@@ -294,7 +294,7 @@ def test_wrong_arguments_are_named(changes, error, words):
         functional.maxout_linear(**(tensors | changes))
 
 
-@pytest.mark.parametrize("capability", ["default", "avx2"])
+@pytest.mark.parametrize("capability", ["default", pytest.param("avx2", marks=pytest.mark.slow)])
 def test_the_kernels_of_lesser_machines_agree(capability):
     names = "agrees or nan or threads"
     result = subprocess.run(
