@@ -23,7 +23,7 @@ namespace dcgan_fast {
 namespace {
 
 constexpr int64_t kUndilated[] = {1, 1};
-// Of whatever output extents are made of by products and sums, so that no extent overflows.
+// Of a padding, and of a stride that sets pixels apart: no product or sum that makes an extent of them overflows.
 constexpr int64_t kLongest = int64_t{1} << 31;
 
 int64_t output_extent(const Convolution& c, const Tensor& input, const Tensor& weight, int64_t axis) {
