@@ -161,7 +161,7 @@ def test_sdist_and_wheel_install_and_run(tmp_path):
     subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-deps", str(wheel)], check=True)
     Path(site, "torch_of_this_test.pth").write_text(str(Path(torch.__file__).parent.parent))
     code = "import dcgan_fast, pathlib; print(pathlib.Path(dcgan_fast.__file__).parent); print(dcgan_fast.build_info())"
-    printed = subprocess.check_output([python, "-c", code], text=True, cwd=tmp_path)
+    printed = subprocess.check_output([python, "-I", "-c", code], text=True, cwd=tmp_path)
     assert printed.startswith(site) and "cpu_capability" in printed
 
 
