@@ -19,8 +19,8 @@ EMULATED = os.environ.get("DCGAN_FAST_CUDA") == "emulated"
 GENERIC = EMULATED or os.environ.get("DCGAN_FAST_GENERIC") == "1"
 _ON_X86 = platform.machine().lower() in ("x86_64", "amd64")
 X86 = _ON_X86 and not GENERIC
-# at::vec's vectors of an x86 without AVX2 are arrays. To optimise those takes half as long again as all other variants
-# together (446 s against 250), for the machines of before 2013, which pay with 1.2 to 1.6 times the time.
+# at::vec's vectors of an x86 without AVX2 are arrays. To optimise those takes longer than all other variants together
+# (446 s against 349), for the machines of before 2013, which pay with 1.2 to 1.6 times the time.
 _DEFAULT = ["-O1"] if _ON_X86 else []
 CCACHE = ["ccache"] if shutil.which("ccache") else []  # torch's builder calls it too where there is one
 CPU_VARIANTS = {  # name of the namespace: flags, and the at::vec to compile against

@@ -32,4 +32,4 @@ def test_any_arguments_are_served_or_refused(seed: int) -> None:
 
 @pytest.mark.slow
 def test_many_arguments_are_served_or_refused(seed: int) -> None:
-    fuzz(250, 1000 + seed)
+    fuzz(400, 1000 + seed)

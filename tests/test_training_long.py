@@ -189,7 +189,7 @@ step = Step(
     *pair, *adams, autocast=(lambda: torch.autocast("cpu", torch.bfloat16)) if narrow else nullcontext
 )
 real = torch.rand(128, 3, 64, 64).to(memory_format=torch.channels_last)
-for _ in range(8):  # up to some five PyTorch's process grows
+for _ in range(8):  # after some five PyTorch's process still grows
     step(real, lambda: torch.randn(128, 100, 1, 1))
 status = Path("/proc/self/status")
 if status.exists():  # ru_maxrss would be the parent's where that is larger: it survives exec
