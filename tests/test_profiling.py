@@ -5,6 +5,9 @@ from __future__ import annotations
 import copy
 import json
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -96,6 +99,19 @@ def test_ceilings_of_this_machine() -> None:
     assert torch.equal(torch.get_rng_state(), state)
     assert {"FMA float32", "copy"} <= found.keys()
     assert all(0 < rate < math.inf for rate in found.values())
+
+
+def test_ceilings_of_lesser_machines() -> None:
+    script = "from dcgan_fast.profiling import measure_ceilings as m; print(*m(0.01, megabytes=1), sep=',')"
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "ONEDNN_MAX_CPU_ISA": "SSE41", "ATEN_CPU_CAPABILITY": "default"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    found = set(done.stdout.strip().split(","))
+    assert {"FMA float32", "copy"} <= found and "brgemm bfloat16" not in found
 
 
 # ---------------------------------------------------------------------------------------- layers

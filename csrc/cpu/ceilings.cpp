@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <exception>
 #include <functional>
 #include <iterator>
 #include <memory>
@@ -170,7 +171,7 @@ std::optional<double> measure_brgemm(c10::ScalarType dtype, double seconds) {
                     "measure_brgemm(): 'dtype' must be float32 or bfloat16, got ", dtype);
   try {
     return dtype == at::kFloat ? best_brgemm<float>(seconds) : best_brgemm<at::BFloat16>(seconds);
-  } catch (const c10::Error&) {  // torch says so where it has none: other processors, older ones
+  } catch (const std::exception&) {  // of torch or oneDNN, whose errors share no other class: other processors, older ones
     return std::nullopt;
   }
 }
