@@ -8,6 +8,7 @@
 #include <ATen/OpMathType.h>
 #include <ATen/cpu/vec/vec.h>
 
+#include <algorithm>
 #include <type_traits>
 
 #ifndef CPU_CAPABILITY
@@ -100,12 +101,13 @@ VEC_INLINE Vec<T> load_acc(const Acc<T>* p, All = {}) {
   return {H::loadu(p), H::loadu(p + H::size())};
 }
 
-// The other lanes hold zeros.
+// The other lanes hold zeros. By at::vec's partial loads and stores: one masked instruction where there are masks,
+// which a buffer filled element by element takes five times as long as.
 template <typename T>
-inline Vec<T> load_acc(const Acc<T>* p, First first) {
-  alignas(64) Acc<T> buffer[lanes<T>] = {};
-  for (int i = 0; i < first.n; ++i) buffer[i] = p[i];
-  return load_acc<T>(buffer);
+VEC_INLINE Vec<T> load_acc(const Acc<T>* p, First first) {
+  using H = typename Vec<T>::Half;
+  const int of_lo = std::min<int>(first.n, H::size());
+  return {H::loadu(p, of_lo), H::loadu(p + of_lo, first.n - of_lo)};
 }
 
 template <typename T>
@@ -115,10 +117,16 @@ VEC_INLINE void store_acc(Acc<T>* p, const Vec<T>& v, All = {}) {
 }
 
 template <typename T>
-inline void store_acc(Acc<T>* p, const Vec<T>& v, First first) {
-  alignas(64) Acc<T> buffer[lanes<T>];
-  store_acc(buffer, v);
-  for (int i = 0; i < first.n; ++i) p[i] = buffer[i];
+VEC_INLINE void store_acc(Acc<T>* p, const Vec<T>& v, First first) {
+  const int of_lo = std::min<int>(first.n, Vec<T>::Half::size());
+  v.lo.store(p, of_lo);
+  v.hi.store(p + of_lo, first.n - of_lo);
+}
+
+template <typename T>
+VEC_INLINE Vec<T> widen(const at::vec::Vectorized<T>& v) {
+  const auto wide = at::vec::convert<Acc<T>, 2, T, 1>(at::vec::VectorizedN<T, 1>(v));
+  return {wide[0], wide[1]};
 }
 
 template <typename T>
@@ -126,16 +134,17 @@ VEC_INLINE Vec<T> load_vec(const T* p, All = {}) {
   if constexpr (std::is_same_v<T, Acc<T>>) {
     return load_acc<T>(p);
   } else {
-    const auto wide = at::vec::convert<Acc<T>, 2, T, 1>(at::vec::VectorizedN<T, 1>(at::vec::Vectorized<T>::loadu(p)));
-    return {wide[0], wide[1]};
+    return widen<T>(at::vec::Vectorized<T>::loadu(p));
   }
 }
 
 template <typename T>
-inline Vec<T> load_vec(const T* p, First first) {
-  alignas(64) T buffer[lanes<T>] = {};
-  for (int i = 0; i < first.n; ++i) buffer[i] = p[i];
-  return load_vec(buffer);
+VEC_INLINE Vec<T> load_vec(const T* p, First first) {
+  if constexpr (std::is_same_v<T, Acc<T>>) {
+    return load_acc<T>(p, first);
+  } else {
+    return widen<T>(at::vec::Vectorized<T>::loadu(p, first.n));
+  }
 }
 
 // Rounded to the storage type; not for types that are their own accumulators.
@@ -153,8 +162,8 @@ VEC_INLINE Vec<U> rounded(const Vec<U>& v) {
   if constexpr (std::is_same_v<T, Acc<U>>) {
     return v;
   } else {
-    const auto wide = at::vec::convert<Acc<U>, 2, T, 1>(at::vec::VectorizedN<T, 1>(narrow<T>(v)));
-    return {wide[0], wide[1]};
+    const Vec<T> wide = widen<T>(narrow<T>(v));
+    return {wide.lo, wide.hi};
   }
 }
 
@@ -168,10 +177,12 @@ VEC_INLINE void store_vec(T* p, const Vec<T>& v, All = {}) {
 }
 
 template <typename T>
-inline void store_vec(T* p, const Vec<T>& v, First first) {
-  alignas(64) T buffer[lanes<T>];
-  store_vec(buffer, v);
-  for (int i = 0; i < first.n; ++i) p[i] = buffer[i];
+VEC_INLINE void store_vec(T* p, const Vec<T>& v, First first) {
+  if constexpr (std::is_same_v<T, Acc<T>>) {
+    store_acc<T>(p, v, first);
+  } else {
+    narrow<T>(v).store(p, first.n);
+  }
 }
 
 // In double: a lane's sum is small, and 32 of them added in float would lose digits of a mean near zero.
