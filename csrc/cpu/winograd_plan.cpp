@@ -271,6 +271,7 @@ Work work_of(const ConvShape& s, Direction direction) {
       const auto points = static_cast<double>(term.points()), coarse = static_cast<double>(s.coarse.channels),
                  fine = static_cast<double>(s.fine.channels);
       work.multiplications += tiles * points * coarse * fine;
+      work.runs += tiles * points * (std::ceil(coarse / kGradientChannels) + std::ceil(fine / kGradientChannels));
       work.transformed += tiles * points * (fine * std::ceil(coarse / kGradientChannels) + coarse * std::ceil(fine / kGradientChannels));
       work.weights += points * coarse * fine;
     }
@@ -279,10 +280,14 @@ Work work_of(const ConvShape& s, Direction direction) {
   const Plan plan = make_plan(s, direction);
   const auto tiles = static_cast<double>(s.batch * plan.tiles[0] * plan.tiles[1]);
   for (const Stage& stage : plan.stages) {
-    for (const Operand& operand : stage.operands) work.transformed += tiles * static_cast<double>(operand.planes * operand.depth);
+    for (const Operand& operand : stage.operands) {
+      work.runs += tiles * static_cast<double>(operand.planes);
+      work.transformed += tiles * static_cast<double>(operand.planes * operand.depth);
+    }
     for (const Run& run : stage.runs) {
       const auto points = static_cast<double>(plan.terms[run.term].points() * plan.columns);
       work.multiplications += tiles * points * static_cast<double>(stage.operands[run.operand].depth);
+      work.runs += tiles * static_cast<double>(plan.terms[run.term].points() * plan.panels);
       work.transformed += tiles * points;
     }
   }

@@ -151,6 +151,7 @@ CoarseField make_coarse_field(const ConvShape&, const Term&);
 struct Work {
   double multiplications;
   double transformed;  // floats written by transforms of windows and read by those of products
+  double runs;         // of channels, that these floats are written in
   double weights;      // packed floats read, or gradients' sums
 };
 
