@@ -82,13 +82,20 @@ def test_step(net: str, batch: int, dtype: str, small: bool, compare) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("joint", [False, True], ids=["", "joint-pass"])
 @pytest.mark.parametrize("net, overrides, batch", CONDITIONAL, ids=[c[0] for c in CONDITIONAL])
 def test_conditional_step(
-    net: str, overrides: dict[str, object], batch: int, dtype: str, small: bool, compare
+    net: str,
+    overrides: dict[str, object],
+    batch: int,
+    joint: bool,
+    dtype: str,
+    small: bool,
+    compare,
 ) -> None:
     """Against explicit concatenation: what ``unfuse`` makes of the same networks, in both memory formats.
 
-    Bytes are not counted.
+    "joint pass": D sees real and made images in one, which batch norm of PyTorch's cannot. Bytes are not counted.
     """
     batch = SMALL_BATCH if small else batch
     torch.manual_seed(0)
@@ -111,7 +118,7 @@ def test_conditional_step(
     last = torch.channels_last
     fused = [copy.deepcopy(network).to(memory_format=last) for network in pair]
     contenders = {
-        "ours": _ours(*fused, real.contiguous(memory_format=last), autocast, labels),
+        "ours": _ours(*fused, real.contiguous(memory_format=last), autocast, labels, joint),
         "tuned": tuned(last),
         "contiguous": tuned(torch.contiguous_format),
     }
@@ -124,7 +131,11 @@ def test_conditional_step(
         contenders,
         Row(
             table="train",
-            case={"net": net, "batch": str(batch), "dtype": dtype},
+            case={
+                "net": net + (", joint pass" if joint else ""),
+                "batch": str(batch),
+                "dtype": dtype,
+            },
             dtype=dtype,
             seconds={},
             skipped={"tuned, compiled": "left out of --small"} if small else {},
@@ -143,11 +154,13 @@ def _ours(
     real: torch.Tensor,
     autocast: Autocast,
     labels: torch.Tensor | None = None,
+    joint: bool = False,
 ) -> Contender:
     def adam(network: nn.Module) -> Adam:
         return Adam(network.parameters(), lr=LEARNING_RATE, betas=BETAS, fused=True)
 
-    step = Step(generator, discriminator, adam(generator), adam(discriminator), autocast=autocast)
+    adams = adam(generator), adam(discriminator)
+    step = Step(generator, discriminator, *adams, autocast=autocast, joint_pass=joint)
     if labels is None:
         return lambda: step(real, lambda: generator.sample_latent(len(real)))
 

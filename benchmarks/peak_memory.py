@@ -13,7 +13,7 @@ import sys
 from contextlib import nullcontext
 from pathlib import Path
 
-CONTENDERS = ("at rest", "ours", "tuned", "contiguous")
+CONTENDERS = ("at rest", "ours", "joint pass", "tuned", "contiguous")
 
 
 def run(contender: str, batch: int, steps: int, image_size: int) -> None:
@@ -30,8 +30,8 @@ def run(contender: str, batch: int, steps: int, image_size: int) -> None:
     layout = torch.contiguous_format if contender == "contiguous" else torch.channels_last
     real = torch.rand(batch, 1, image_size, image_size).contiguous(memory_format=layout)
     networks = [n.to(memory_format=layout) for n in pair]
-    if contender in ("at rest", "ours"):
-        step = _ours(*networks, real, nullcontext, labels)
+    if contender in ("at rest", "ours", "joint pass"):
+        step = _ours(*networks, real, nullcontext, labels, joint=contender == "joint pass")
     else:
         plain = [unfuse(n, inplace=True) for n in networks]
         step = TunedLoop(*plain, real, pair[0].nz, nullcontext, labels)
