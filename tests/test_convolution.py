@@ -226,6 +226,25 @@ def test_engines_give_the_same_bits_each_time(engine):
         assert all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
 
 
+@pytest.mark.parametrize("kernel, stride", [(3, 1), (4, 2)])
+def test_no_bit_of_a_weights_gradient_by_winograd_hangs_on_the_threads(kernel, stride):
+    """How many channels a task takes does: one task for all of them would leave the other threads idle."""
+    x = torch.randn(5, 200, 11, 12).to(memory_format=torch.channels_last)
+    weight = torch.randn(150, 200, kernel, kernel)
+    grad = torch.randn_like(torch.conv2d(x, weight, stride=stride, padding=1))
+    threads, found = torch.get_num_threads(), []
+    _C._force_engine("winograd")
+    try:
+        for n in (1, 2, 3, 16):
+            torch.set_num_threads(n)
+            found.append(both_ways("conv_act", x, weight, None, grad, stride=stride, padding=1)[2])
+    finally:
+        torch.set_num_threads(threads)
+        _C._force_engine("")
+    assert found[0].shape == weight.shape
+    assert all(torch.equal(each, found[0]) for each in found)
+
+
 def test_an_unknown_engine_is_named():
     with pytest.raises(ValueError, match="'quantum'"):
         _C._force_engine("quantum")

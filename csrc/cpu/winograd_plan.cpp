@@ -226,6 +226,13 @@ constexpr int64_t kMostRows = 128;
 // Fewer than this, and reading the packed weights costs more than transforming everything at once saves.
 constexpr int64_t kFewRows = 48;
 
+// One point of one tile in a block of a weight's gradient, on a core with AVX512 (as winograd_seconds): a fine window's is
+// a sum of up to four pixels, a coarse tile's mostly one.
+double point_seconds(int64_t coarse, int64_t fine) {
+  const auto c = static_cast<double>(coarse), f = static_cast<double>(fine);
+  return 2 * c * f / 180e9 + 0.5e-9 * f + 0.12e-9 * c + 12e-9;
+}
+
 }  // namespace
 
 int64_t cache_bytes() {
@@ -256,27 +263,31 @@ Plan make_plan(const ConvShape& s, Direction direction) {
   return std::move(chosen);
 }
 
-GradientPlan make_gradient_plan(const ConvShape& s) {
-  GradientPlan plan{{ceil_div(s.coarse.height, kTile), ceil_div(s.coarse.width, kTile)}, {}, {}};
+GradientPlan make_gradient_plan(const ConvShape& s, int64_t threads) {
+  GradientPlan plan{{ceil_div(s.coarse.height, kTile), ceil_div(s.coarse.width, kTile)}, {}, {}, 0, 0, 0};
   add_separate_terms(Phases(s, false), plan.terms, plan.fields);
+  const auto tiles = static_cast<double>(s.batch * plan.tiles[0] * plan.tiles[1]);
+  double points = 0;
+  for (const Term& term : plan.terms) points += static_cast<double>(term.points());
+  // Blocks of 128 by 128 channels transform least; smaller ones give all threads something to do.
+  constexpr int64_t kMostChannels = 128, kFewestCoarse = 16;
+  for (int64_t fine = kMostChannels; fine >= kGemmPanel; fine /= 2) {
+    for (int64_t coarse = kMostChannels; coarse >= kFewestCoarse; coarse /= 2) {
+      const int64_t of_coarse = std::min(coarse, s.coarse.channels), of_fine = std::min(fine, s.fine.channels);
+      const int64_t blocks = ceil_div(s.coarse.channels, coarse) * ceil_div(s.fine.channels, fine);
+      const int64_t tasks = static_cast<int64_t>(plan.terms.size()) * blocks;
+      const double rounds = static_cast<double>(ceil_div(tasks, threads)) / static_cast<double>(tasks);
+      const double seconds = tiles * points * static_cast<double>(blocks) * rounds * point_seconds(of_coarse, of_fine);
+      if (plan.coarse == 0 || seconds < plan.seconds) {
+        plan.coarse = of_coarse, plan.fine = of_fine, plan.seconds = seconds;
+      }
+    }
+  }
   return plan;
 }
 
 Work work_of(const ConvShape& s, Direction direction) {
   Work work{};
-  if (direction == Direction::weight_grad) {
-    const GradientPlan plan = make_gradient_plan(s);
-    const auto tiles = static_cast<double>(s.batch * plan.tiles[0] * plan.tiles[1]);
-    for (const Term& term : plan.terms) {
-      const auto points = static_cast<double>(term.points()), coarse = static_cast<double>(s.coarse.channels),
-                 fine = static_cast<double>(s.fine.channels);
-      work.multiplications += tiles * points * coarse * fine;
-      work.runs += tiles * points * (std::ceil(coarse / kGradientChannels) + std::ceil(fine / kGradientChannels));
-      work.transformed += tiles * points * (fine * std::ceil(coarse / kGradientChannels) + coarse * std::ceil(fine / kGradientChannels));
-      work.weights += points * coarse * fine;
-    }
-    return work;
-  }
   const Plan plan = make_plan(s, direction);
   const auto tiles = static_cast<double>(s.batch * plan.tiles[0] * plan.tiles[1]);
   for (const Stage& stage : plan.stages) {

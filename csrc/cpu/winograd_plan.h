@@ -31,7 +31,6 @@ namespace dcgan_fast::cpu::winograd {
 
 constexpr int64_t kTile = 2;
 constexpr int kMostPoints = 4;
-constexpr int64_t kGradientChannels = 128;  // coarse and fine channels of a block of the weight's gradient
 
 // The pixels of a tile along one axis: element e of tile t is pixel first + t * kTile * step + e * step. Pixels outside
 // [0, size) are zero where they are read and skipped where they are written.
@@ -135,9 +134,12 @@ struct GradientPlan {
   int64_t tiles[2];
   std::vector<Field> fields;
   std::vector<Term> terms;
+  int64_t coarse, fine;  // channels of a block, one of each term a task: fine a multiple of kGemmPanel, or all
+  double seconds;        // predicted
 };
 
-GradientPlan make_gradient_plan(const ConvShape&);
+// The cut hangs on the threads, which no bit of the gradient does.
+GradientPlan make_gradient_plan(const ConvShape&, int64_t threads);
 
 // The field of the coarse map that serves a term of the gradient: `term` says which of its planes each point is.
 struct CoarseField {
@@ -147,12 +149,12 @@ struct CoarseField {
 
 CoarseField make_coarse_field(const ConvShape&, const Term&);
 
-// What a convolution takes, of all its tiles.
+// What `down` or `up` takes, of all tiles.
 struct Work {
   double multiplications;
   double transformed;  // floats written by transforms of windows and read by those of products
   double runs;         // of channels, that these floats are written in
-  double weights;      // packed floats read, or gradients' sums
+  double weights;      // packed floats read
 };
 
 Work work_of(const ConvShape&, Direction);
