@@ -4,6 +4,8 @@
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
 
+#include <type_traits>
+
 #include "vec.h"
 #include "workspace.h"
 
@@ -28,9 +30,22 @@ void pool_window(const T* corner, int64_t rows, int64_t columns, int64_t row, in
   if (c < channels) maximum_of(c, First{static_cast<int>(channels - c)});
 }
 
-void write(const float* from, int64_t count, float* to) { std::copy_n(from, count, to); }
+// [windows][channels] to [channels][windows], in squares that stay in registers: one by one it took a fifth of a
+// discriminator's features.
+void turn(const float* from, int64_t windows, int64_t channels, float* to) {
+  constexpr int64_t kSide = 16;
+  const int64_t whole_windows = windows / kSide * kSide, whole_channels = channels / kSide * kSide;
+  for (int64_t w = 0; w < whole_windows; w += kSide) {
+    for (int64_t c = 0; c < whole_channels; c += kSide) {
+      at::vec::transpose_mxn<float, kSide, kSide>(from + w * channels + c, channels, to + c * windows + w, windows);
+    }
+  }
+  for (int64_t w = 0; w < windows; ++w) {
+    for (int64_t c = w < whole_windows ? whole_channels : 0; c < channels; ++c) to[c * windows + w] = from[w * channels + c];
+  }
+}
 
-void write(const float* from, int64_t count, c10::Half* to) {
+void narrow_all(const float* from, int64_t count, c10::Half* to) {
   int64_t i = 0;
   for (; i + lanes<c10::Half> <= count; i += lanes<c10::Half>) store_vec(to + i, load_acc<c10::Half>(from + i));
   for (; i < count; ++i) to[i] = static_cast<c10::Half>(from[i]);
@@ -52,10 +67,13 @@ void pool(const PoolFeatures& p) {
                       pooled + (y * p.size + x) * p.channels);
         }
       }
-      for (int64_t w = 0; w < windows; ++w) {
-        for (int64_t c = 0; c < p.channels; ++c) turned[c * windows + w] = pooled[w * p.channels + c];
+      F* const features = static_cast<F*>(p.features) + n * p.row;
+      if constexpr (std::is_same_v<F, float>) {
+        turn(pooled, windows, p.channels, features);
+      } else {
+        turn(pooled, windows, p.channels, turned);
+        narrow_all(turned, count, features);
       }
-      write(turned, count, static_cast<F*>(p.features) + n * p.row);
     }
   });
 }

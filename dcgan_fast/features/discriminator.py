@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .. import backends, functional
-from ..data import normalize
 from ..data.dataset import Dataset
 from ..devices import pick_device
 from ..errors import UserError
@@ -196,7 +195,7 @@ class DiscriminatorFeatures(TransformerMixin, BaseEstimator):
                 for batch, start in enumerate(range(first, len(images), self.batch_size)):
                     rows = table[start : start + self.batch_size]
                     self._take(_on(images[start : start + self.batch_size], device), rows)
-                    if not np.isfinite(rows).all():
+                    if not _finite(rows):
                         raise UserError(
                             f"the features of images {start} to {start + len(rows) - 1} are no {self.dtype} "
                             "numbers: the network has diverged, or float16 is too small for it"
@@ -239,7 +238,14 @@ def _load(path: str | os.PathLike[str]) -> nn.Module:
 def _on(images: Any, device: torch.device) -> Tensor:
     """uint8 images as the network wants them: floats from -1 to 1, channels last."""
     given = images if isinstance(images, Tensor) else torch.from_numpy(np.array(images))
-    return normalize(given.to(device)).contiguous(memory_format=torch.channels_last)
+    given = given.to(device).contiguous()
+    rows = torch.arange(len(given), device=device)
+    return functional.gather_images(given, rows, memory_format=torch.channels_last)
+
+
+def _finite(rows: NDArray[Any]) -> bool:
+    """Whether all are numbers, by the least and the largest, which NaN is where there is one."""
+    return all(torch.isfinite(bound) for bound in torch.aminmax(torch.from_numpy(rows)))
 
 
 class _Partial:
