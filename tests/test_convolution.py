@@ -226,6 +226,24 @@ def test_engines_give_the_same_bits_each_time(engine):
         assert all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
 
 
+@pytest.mark.parametrize("weight_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("input_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("images", [0, 1, 33])
+@pytest.mark.parametrize("op", ["conv_act", "conv_transpose_act"])
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_a_kernel_as_large_as_the_map(op, images, input_format, weight_format, with_bias):
+    """A generator's first layer and a discriminator's last: one product of matrices, laid out as PyTorch's are."""
+    transposed = "transpose" in op
+    size = (images, 100, 1, 1) if transposed else (images, 20, 4, 3)
+    x = torch.randn(size).contiguous(memory_format=input_format)
+    weight = torch.randn(100, 20, 4, 3).contiguous(memory_format=weight_format)
+    bias = torch.randn(20 if transposed else 100) if with_bias else None
+    compare("", op, x, weight, bias, 4, stride=1, padding=0)
+    ours = getattr(functional, op)(x, weight, bias, stride=1, padding=0, activation="none")
+    convolve = F.conv_transpose2d if transposed else F.conv2d
+    assert ours.stride() == convolve(x, weight, bias).stride()
+
+
 @pytest.mark.parametrize("kernel, stride", [(3, 1), (4, 2)])
 def test_no_bit_of_a_weights_gradient_by_winograd_hangs_on_the_threads(kernel, stride):
     """How many channels a task takes does: one task for all of them would leave the other threads idle."""
