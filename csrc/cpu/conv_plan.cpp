@@ -24,8 +24,7 @@ struct Candidate {
   int64_t least_terms = 0;     // of a sum of floats
 };
 
-// Two halves hold 22 bits of a float. Sums of this many terms PyTorch rounds no better; in shorter ones that would be
-// seen.
+// Two halves hold 22 bits of a float. Sums of this many terms PyTorch rounds no better; in shorter ones that would be seen.
 constexpr int64_t kManyTerms = 96;
 
 const std::vector<Candidate>& candidates() {
@@ -63,8 +62,8 @@ double aten_rate(at::ScalarType dtype, Direction d) {
 }
 
 // PyTorch's time, fitted to the layers of the DCGANs on two cores of a Sapphire Rapids (torch 2.13, channels_last): the
-// multiplications at a steady rate, what each call does for each weight (reorders them, reduces their gradients), and
-// the maps' bytes at 8 GB/s.
+// multiplications at a steady rate, what each call does for each weight (reorders them, reduces their gradients), and the
+// maps' bytes at 8 GB/s.
 double aten_seconds(const ConvShape& s, Direction d) {
   const auto weights = static_cast<double>(s.fine.channels * s.coarse.channels * s.kernel[0] * s.kernel[1]);
   double flops = 2 * weights * static_cast<double>(s.batch * s.coarse.height * s.coarse.width);
@@ -72,7 +71,7 @@ double aten_seconds(const ConvShape& s, Direction d) {
   const bool wide = s.dtype == at::kFloat;
   const double weight = wide ? 20e-9 : d == Direction::down ? 8e-9 : d == Direction::up ? 16e-9 : 40e-9;
   const auto values = static_cast<double>(s.batch * (s.fine.height * s.fine.width * s.fine.channels +
-                                                     s.coarse.height * s.coarse.width * s.coarse.channels));
+                                                    s.coarse.height * s.coarse.width * s.coarse.channels));
   const double bytes = values * (wide ? 4 : 2);
   return (flops / aten_rate(s.dtype, d) + weights * weight) / at::get_num_threads() + bytes / 8e9 + 20e-6;
 }

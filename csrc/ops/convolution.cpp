@@ -187,7 +187,7 @@ namespace {
 
 // A kernel that is as large as the fine map, whose one coarse pixel it makes: the first layer of a generator, the last of a
 // discriminator. That is a product of matrices, [images, coarse channels] by [coarse channels, values of a fine map], which
-// PyTorch's convolution takes ten times as long for (it reorders the weight at each call: 2.5 ms of 128 images of 100 to
+// PyTorch's convolution takes ten times as long for (it reorders the weight at each call: 2.5 ms of 32 images of 100 to
 // 512 channels against 0.2). Of floats: a processor without instructions for 16 bits has no fast product of them either.
 class OneProduct {
  public:
