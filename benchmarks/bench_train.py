@@ -82,7 +82,7 @@ def test_step(net: str, batch: int, dtype: str, small: bool, compare) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("joint", [False, True], ids=["", "joint-pass"])
+@pytest.mark.parametrize("joint", [False, True], ids=["two-passes", "joint-pass"])
 @pytest.mark.parametrize("net, overrides, batch", CONDITIONAL, ids=[c[0] for c in CONDITIONAL])
 def test_conditional_step(
     net: str,

@@ -70,9 +70,8 @@ def test_losses_follow_pytorch_within_its_own_spread() -> None:
     theirs = torch.stack([losses(seed, fused=False) for seed in range(4)])
     ours = losses(None, fused=True)
     centre, ranges = theirs.mean(0), theirs.amax(0) - theirs.amin(0)
-    spread = ranges.cummax(
-        0
-    ).values  # runs that have parted part again, though four may happen to meet in a window
+    # runs that have parted part again, though four may happen to meet in a window
+    spread = ranges.cummax(0).values
     assert torch.allclose(ours[0], centre[0], rtol=0.02)
     # three times the range of four runs, and never less than 2%: all four may meet from the first
     assert ((ours - centre).abs() <= 3 * spread + 0.02 * centre).all(), (ours, centre, spread)
