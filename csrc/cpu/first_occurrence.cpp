@@ -20,6 +20,7 @@
 #include <cstring>
 #include <numeric>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "stream.h"
@@ -31,8 +32,11 @@ namespace {
 // Rows of a partition lie in blocks of so many, chained: however skewed the rows, memory is enough and nothing is counted
 // beforehand.
 constexpr uint32_t kBlock = 256;
-// Rows whose answers are fetched together in the last step, so that their cache misses overlap.
+// Rows that are hashed together in the first step, and whose answers are fetched together in the last, so that their cache
+// misses overlap.
 constexpr int64_t kBatch = 256;
+// Rows between the fetch of a slot of a table and its use.
+constexpr uint32_t kAhead = 12;
 // Of the scratch memory: of every block's answers at least.
 constexpr size_t kAlignment = 4096;
 
@@ -47,11 +51,11 @@ struct Whole {
   uint64_t hash;
   uint64_t rest[words - 1];
 
-  static Whole of(const Codes& codes, int64_t row, HashSeed seed) {
+  static int64_t words_of(const Codes&) { return words; }
+  static Whole of(const Codes& codes, int64_t row, uint64_t hash) {
     Whole w;
-    const uint64_t* const code = codes.row(row);
-    w.hash = hash_code(code, words, seed);
-    for (int i = 0; i + 1 < words; ++i) w.rest[i] = code[i + 1];
+    w.hash = hash;
+    for (int i = 0; i + 1 < words; ++i) w.rest[i] = codes.data[row * words + i + 1];
     return w;
   }
   bool equals(const Whole& other, const Codes&) const {
@@ -65,7 +69,8 @@ template <>
 struct Whole<1> {
   uint64_t hash;
 
-  static Whole of(const Codes& codes, int64_t row, HashSeed seed) { return {hash_code(codes.row(row), 1, seed)}; }
+  static int64_t words_of(const Codes&) { return 1; }
+  static Whole of(const Codes&, int64_t, uint64_t hash) { return {hash}; }
   bool equals(const Whole& other, const Codes&) const { return hash == other.hash; }
 };
 
@@ -73,9 +78,8 @@ struct Whole<1> {
 struct Reference {
   uint64_t hash, row;
 
-  static Reference of(const Codes& codes, int64_t row, HashSeed seed) {
-    return {hash_code(codes.row(row), codes.words, seed), static_cast<uint64_t>(row)};
-  }
+  static int64_t words_of(const Codes& codes) { return codes.words; }
+  static Reference of(const Codes&, int64_t row, uint64_t hash) { return {hash, static_cast<uint64_t>(row)}; }
   bool equals(const Reference& other, const Codes& codes) const {
     return hash == other.hash && std::memcmp(codes.row(row), codes.row(other.row), 8 * codes.words) == 0;
   }
@@ -106,10 +110,14 @@ struct Plan {
 
 // ---------------------------------------------------------------- the three steps
 
-// Answers: with groups, the number of the row's kind in its partition; without, whether it is the first of its kind.
+// Answers: with groups, the number of the row's kind in its partition and what is known of the row; without, whether it is the
+// first of its kind.
 template <typename Row, bool groups>
 class Run {
   using Answer = std::conditional_t<groups, uint32_t, bool>;
+  static constexpr uint32_t kFirst = 1u << 31;  // it is the first of its kind
+  static constexpr uint32_t kEarly = 1u << 30;  // its kind appeared in an earlier chunk
+  static constexpr uint32_t kKind = kEarly - 1;
   static constexpr uint32_t kBuffer = 512 / std::bit_floor(sizeof(Row));  // rows: whole cache lines
   static constexpr size_t kBlockBytes = kBlock * sizeof(Row), kAnswerBytes = kBlock * sizeof(Answer);
 
@@ -192,20 +200,25 @@ class Run {
     const Plan plan = plan_;
     const HashSeed seed = hash_seed();
     uint16_t* const partition_of = partition_of_;
-    const int64_t end = plan.begin(chunk + 1);
-    for (int64_t i = plan.begin(chunk); i < end; ++i) {
-      const Row row = Row::of(codes, i, seed);
-      const int64_t p = plan.partition(row.hash);
-      partition_of[i] = static_cast<uint16_t>(p);
-      Cursor& cursor = cursors[p];
-      Row* const buffer = buffers + p * kBuffer;
-      buffer[cursor.rows++ % kBuffer] = row;
-      if (cursor.rows % kBuffer == 0) {
-        stream(cursor.to, buffer, kBuffer * sizeof(Row));
-        cursor.to += kBuffer * sizeof(Row);
-        if (cursor.rows % kBlock == 0) {
-          next_[block_of(cursor.to - 1)] = unused;
-          cursor.to = block(unused++);
+    const int64_t end = plan.begin(chunk + 1), words = Row::words_of(codes);
+    alignas(64) uint64_t hash[kBatch];
+    for (int64_t i = plan.begin(chunk); i < end; i += kBatch) {
+      const int64_t rows = std::min(kBatch, end - i);
+      for (int64_t j = 0; j < rows; ++j) hash[j] = hash_code(codes.data + (i + j) * words, words, seed);
+      for (int64_t j = 0; j < rows; ++j) partition_of[i + j] = static_cast<uint16_t>(plan.partition(hash[j]));
+      for (int64_t j = 0; j < rows; ++j) {
+        __builtin_prefetch(codes.data + (i + j + kBatch) * words);  // or the memory rests until they are hashed
+        const int64_t p = partition_of[i + j];
+        Cursor& cursor = cursors[p];
+        Row* const buffer = buffers + p * kBuffer;
+        buffer[cursor.rows++ % kBuffer] = Row::of(codes, i + j, hash[j]);
+        if (cursor.rows % kBuffer == 0) {
+          stream(cursor.to, buffer, kBuffer * sizeof(Row));
+          cursor.to += kBuffer * sizeof(Row);
+          if (cursor.rows % kBlock == 0) {
+            next_[block_of(cursor.to - 1)] = unused;
+            cursor.to = block(unused++);
+          }
         }
       }
     }
@@ -258,19 +271,22 @@ class Run {
       }
     }
 
-    // The row's kind; its number is count() as it was before where it is new.
-    uint32_t find_or_add(const Row& row) {
+    void fetch(const Row& row) const { __builtin_prefetch(table_ + (static_cast<uint32_t>(row.hash) & mask_)); }
+
+    // The row's kind; whether it is new.
+    std::pair<uint32_t, bool> find_or_add(const Row& row) {
       const uint32_t wanted = tag(row.hash);
       for (auto i = static_cast<uint32_t>(row.hash) & mask_;; i = (i + 1) & mask_) {
         const uint32_t slot = table_[i];
         if (slot == 0) {
-          kinds_[count_] = row;
-          table_[i] = wanted | (count_ + 1);
-          return count_++;
+          const auto kind = static_cast<uint32_t>(count_++);
+          kinds_[kind] = row;
+          table_[i] = wanted | (kind + 1);
+          return {kind, true};
         }
         if ((slot & ~mask_) == wanted) {
           const uint32_t kind = (slot & mask_) - 1;
-          if (row.equals(kinds_[kind], codes_)) return kind;
+          if (row.equals(kinds_[kind], codes_)) return {kind, false};
         }
       }
     }
@@ -308,7 +324,7 @@ class Run {
     uint32_t* const rows_of = kinds_ + partition_begin_[p];
     table.clear(size);
     for (int64_t c = 0; c < plan_.chunks; ++c) {
-      kinds_before(c, p) = table.count();
+      const uint32_t early = kinds_before(c, p) = table.count();
       uint32_t left = chain(c, p).rows;
       for (uint32_t b = chain(c, p).first_block; left > 0; b = next_[b]) {
         const uint32_t rows = std::min(left, kBlock);
@@ -316,16 +332,24 @@ class Run {
         left -= rows;
         if (left > 0) fetch_lines(block(next_[b]), 8);  // the machine fetches the rest once it sees them read
         table.reserve(rows);
-        for (uint32_t j = 0; j < rows; ++j) {
-          const uint32_t before = table.count(), kind = table.find_or_add(row[j]);
-          const bool is_new = kind == before;
-          if constexpr (groups) {
-            answer[j] = kind;
-            rows_of[kind] = is_new ? 1 : rows_of[kind] + 1;
-          } else {
+        const auto take = [&](uint32_t j) {
+          const auto [kind, is_new] = table.find_or_add(row[j]);
+          if constexpr (!groups) {
             answer[j] = is_new;
+          } else if (is_new) {
+            answer[j] = kind | kFirst;
+            rows_of[kind] = 1;
+          } else {
+            answer[j] = kind | (kind < early ? kEarly : 0);
+            rows_of[kind]++;
           }
+        };
+        uint32_t j = 0;
+        for (; j + kAhead < rows; ++j) {
+          table.fetch(row[j + kAhead]);
+          take(j);
         }
+        for (; j < rows; ++j) take(j);
         std::memcpy(answers(b), answer, kAnswerBytes);
       }
     }
@@ -363,46 +387,49 @@ class Run {
   void number(int64_t chunk, int64_t next_group) {
     struct Cursor {
       char* at;
-      uint32_t begin, seen, early;  // entries: of the partition; kinds met so far; kinds of earlier chunks
+      uint32_t begin;  // of the partition's entries
     };
     std::vector<Cursor> cursors(plan_.partitions);
     for (int64_t p = 0; p < plan_.partitions; ++p) {
-      const uint32_t before = kinds_before(chunk, p);
-      cursors[p] = {answers(chain(chunk, p).first_block), static_cast<uint32_t>(partition_begin_[p]), before, before};
+      cursors[p] = {answers(chain(chunk, p).first_block), static_cast<uint32_t>(partition_begin_[p])};
     }
     const auto nobodys = static_cast<uint32_t>(plan_.rows + chunk * kBatch);
     std::fill_n(kinds_ + nobodys, kBatch, 0);
-    uint32_t entry[kBatch];
-    int64_t note[kBatch], counts[kBatch + 1];
+    uint32_t* const kinds = kinds_;
+    const uint16_t* const partition_of = partition_of_;
+    uint32_t entry[kBatch], answer[kBatch];
+    int64_t note[kBatch];
     alignas(64) int64_t group[kBatch];
+    StreamedArray<int64_t, kBatch> counts(counts_ + next_group);
     const int64_t end = plan_.begin(chunk + 1);
     for (int64_t i = plan_.begin(chunk); i < end; i += kBatch) {
       const int64_t rows = std::min(kBatch, end - i);
-      bool* const keep = args_.keep + i;
       for (int64_t j = 0; j < rows; ++j) {
-        Cursor& cursor = cursors[partition_of_[i + j]];
-        const uint32_t kind = next_answer(cursor.at), own = cursor.begin + kind;
-        const uint32_t early = first_chunk ? 0 : -static_cast<uint32_t>(kind < cursor.early);  // all bits or none
+        Cursor& cursor = cursors[partition_of[i + j]];
+        answer[j] = next_answer(cursor.at);
+        const uint32_t own = cursor.begin + (answer[j] & kKind);
+        const uint32_t early = first_chunk ? 0 : -(answer[j] / kEarly % 2);  // all bits or none
         entry[j] = select(early, nobodys + static_cast<uint32_t>(j), own);
-        note[j] = ~static_cast<int64_t>(own) & -static_cast<int64_t>(early & 1);
-        __builtin_prefetch(kinds_ + entry[j]);
-        __builtin_prefetch(kinds_ + cursor.begin + cursor.seen + 16);
-        keep[j] = kind == cursor.seen;
-        cursor.seen += keep[j];
+        if constexpr (!first_chunk) note[j] = ~static_cast<int64_t>(own) & -static_cast<int64_t>(early & 1);
+        __builtin_prefetch(kinds + entry[j]);
       }
+      bool* const keep = args_.keep + i;
+      int64_t* const rows_of = counts.next();
       int64_t firsts = 0;
       for (int64_t j = 0; j < rows; ++j) {
-        const int64_t value = kinds_[entry[j]], number = select(-int64_t{keep[j]}, next_group + firsts, value);
-        kinds_[entry[j]] = static_cast<uint32_t>(number);
-        counts[firsts] = value;
-        firsts += keep[j];
-        group[j] = number | note[j];
+        const int64_t first = answer[j] / kFirst;
+        const int64_t value = kinds[entry[j]], number = select(-first, next_group + firsts, value);
+        kinds[entry[j]] = static_cast<uint32_t>(number);
+        rows_of[firsts] = value;
+        firsts += first;
+        keep[j] = first;
+        group[j] = first_chunk ? number : number | note[j];
       }
-      std::memcpy(counts_ + next_group, counts, firsts * sizeof(int64_t));
+      counts.add(firsts);
       next_group += firsts;
       stream(args_.group + i, group, rows * sizeof(int64_t));
     }
-    stream_fence();
+    counts.finish();
   }
 
   template <typename T>
@@ -412,8 +439,16 @@ class Run {
     constexpr int64_t kGrain = 1 << 15;
     at::parallel_for(plan_.begin(1), plan_.rows, kGrain, [&](int64_t begin, int64_t end) {
       int64_t* const group = args_.group;
-      for (int64_t i = begin; i < end; ++i) {
-        if (group[i] < 0) group[i] = kinds_[~group[i]];
+      int64_t late[kBatch + 1];
+      for (int64_t i = begin; i < end; i += kBatch) {
+        const int64_t rows = std::min(kBatch, end - i);
+        int64_t n = 0;
+        for (int64_t j = i; j < i + rows; ++j) {
+          late[n] = j;
+          n += group[j] < 0;
+          __builtin_prefetch(kinds_ + (~group[j] & group[j] >> 63));
+        }
+        for (int64_t k = 0; k < n; ++k) group[late[k]] = kinds_[~group[late[k]]];
       }
     });
   }

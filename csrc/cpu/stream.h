@@ -47,6 +47,44 @@ inline void stream_fence() {
 #endif
 }
 
+// Writes an array front to back past the caches, whole lines at a time. Values are put at next(), then add()ed, `batch` of them
+// at most; finish() writes the last line's.
+template <typename T, int64_t batch>
+class StreamedArray {
+  static constexpr int64_t kLine = 64 / sizeof(T);
+
+ public:
+  // The first line may begin with what is somebody else's.
+  explicit StreamedArray(T* to) : to_(to), others_(reinterpret_cast<uintptr_t>(to) / sizeof(T) % kLine), waiting_(others_) {}
+
+  T* next() { return values_ + waiting_; }
+
+  void add(int64_t values) {
+    waiting_ += values;
+    const int64_t whole = waiting_ / kLine * kLine;
+    if (whole == 0) return;
+    write(whole);
+    waiting_ -= whole;
+    for (int64_t i = 0; i < kLine; ++i) values_[i] = values_[whole + i];
+  }
+
+  void finish() {
+    write(waiting_);
+    stream_fence();
+  }
+
+ private:
+  void write(int64_t end) {
+    stream(to_, values_ + others_, (end - others_) * sizeof(T));
+    to_ += end - others_;
+    others_ = 0;
+  }
+
+  alignas(64) T values_[batch + 2 * kLine];
+  T* to_;
+  int64_t others_, waiting_;
+};
+
 inline void fetch_lines(const void* from, int lines) {
   for (int line = 0; line < lines; ++line) __builtin_prefetch(static_cast<const char*>(from) + 64 * line);
 }

@@ -45,8 +45,8 @@ constexpr int kSlotsPerRow = 2;              // a table is at most half full: a 
 
 // ---------------------------------------------------------------- hashing
 
-// As cpu/code_hash.h: words after the first are folded into it, and the sum is mixed. The high bits choose a slot, the
-// low ones are the tag.
+// As cpu/code_hash.h: words after the first are folded into it (by products of 128 bits, which a GPU need not avoid), and the
+// result is mixed. The high bits choose a slot, the low ones are the tag.
 __device__ inline uint64_t fold_word(uint64_t word, uint64_t key) {
   const uint64_t x = word ^ key;
   constexpr uint64_t kFactor = 0xD1B54A32D192ED03u;
