@@ -18,8 +18,8 @@ struct FirstOccurrence {
 
 // Bytes moved per row of w words, the floor: 8w read, 8w written and 8w read again by partitions, 2 written and read to find
 // them again, 4 (1 where keep alone is wanted) written and read as what the tables said, then the results, 1 and 8 written,
-// and 8 a group: about 70 for 128 bits, 55 for keep alone. Tables and comparisons take longer than that: 5 ns a row of a core,
-// of 15 (10) in all.
+// and 8 a group: about 70 for 128 bits, 55 for keep alone. Tables and comparisons take longer than that: 7 ns a row of a core,
+// of 18 (11) in all.
 struct FirstOccurrenceKernels {
   size_t (*scratch_bytes)(const FirstOccurrence&);
   void (*run)(const FirstOccurrence&, void* scratch);
