@@ -244,21 +244,47 @@ def test_a_kernel_as_large_as_the_map(op, images, input_format, weight_format, w
     assert ours.stride() == convolve(x, weight, bias).stride()
 
 
+@pytest.fixture
+def winograd() -> Iterator[None]:
+    _C._force_engine("winograd")
+    yield
+    _C._force_engine("")
+
+
+@pytest.mark.parametrize("size", [(7, 7), (7, 8), (8, 7), (1, 9), (5, 1), (1, 1), (1, 2)], ids=str)
+@pytest.mark.parametrize("kernel, stride, padding", [(5, 2, 2), (4, 2, 1), (3, 1, 1)])
+@pytest.mark.parametrize("op", ["conv_act", "conv_transpose_act"])
+def test_tiles_that_are_half_outside(winograd, op, size, kernel, stride, padding):
+    """Winograd's tiles are of two pixels: of the last one of an odd side a point of the transform is left out."""
+    fine = [stride * side for side in size]
+    x = torch.randn(11, 20, *(fine if op == "conv_act" else size))
+    weight = torch.randn(20, 20, kernel, kernel)
+    assert all(served("winograd", op, x, weight, [stride] * 2, [padding] * 2))
+    compare("winograd", op, x, weight, None, 2, stride=stride, padding=padding)
+
+
+def test_what_is_not_finite_reaches_no_half_tile(winograd):
+    """Products that are left out leave what the call before put in their place."""
+    weight = torch.randn(24, 16, 3, 3)
+    functional.conv_act(torch.full((9, 16, 8, 8), float("nan")), weight, padding=1)
+    x = torch.randn(9, 16, 7, 7)
+    y = functional.conv_act(x, weight, padding=1, activation="none")
+    torch.testing.assert_close(y, F.conv2d(x, weight, padding=1), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("kernel, stride", [(3, 1), (4, 2)])
-def test_no_bit_of_a_weights_gradient_by_winograd_hangs_on_the_threads(kernel, stride):
+def test_no_bit_of_a_weights_gradient_by_winograd_hangs_on_the_threads(winograd, kernel, stride):
     """How many channels a task takes does: one task for all of them would leave the other threads idle."""
     x = torch.randn(5, 200, 11, 12).to(memory_format=torch.channels_last)
     weight = torch.randn(150, 200, kernel, kernel)
     grad = torch.randn_like(torch.conv2d(x, weight, stride=stride, padding=1))
     threads, found = torch.get_num_threads(), []
-    _C._force_engine("winograd")
     try:
         for n in (1, 2, 3, 16):
             torch.set_num_threads(n)
             found.append(both_ways("conv_act", x, weight, None, grad, stride=stride, padding=1)[2])
     finally:
         torch.set_num_threads(threads)
-        _C._force_engine("")
     assert found[0].shape == weight.shape
     assert all(torch.equal(each, found[0]) for each in found)
 

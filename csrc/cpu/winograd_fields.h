@@ -16,13 +16,10 @@ using winograd::Combination;
 using winograd::Field;
 using winograd::kTile;
 using winograd::Term;
+using winograd::TileGrid;
+using winograd::TileOrder;
 using winograd::Window;
 
-// Tiles [begin, begin + count) of a batch of maps of tiles[0] x tiles[1], in the order image, row, column.
-struct TileRange {
-  const int64_t (&tiles)[2];
-  int64_t begin, count;
-};
 
 // Where planes go: plane p of tile t at data + p * plane + t * row.
 struct PlanePlaces {
@@ -47,10 +44,10 @@ class FieldTransform {
     }
   }
 
-  void run(const TileRange& range, const PlanePlaces& to) {
-    for (int64_t t = 0; t < range.count; ++t) {
-      const int64_t tile = range.begin + t, x = tile % range.tiles[1], y = tile / range.tiles[1] % range.tiles[0];
-      find_pixels(tile / (range.tiles[0] * range.tiles[1]), y, x);
+  // The tiles of these numbers.
+  void run(const TileGrid& tiles, const int64_t* tile, int64_t count, const PlanePlaces& to) {
+    for (int64_t t = 0; t < count; ++t) {
+      find_pixels(tile[t] / tiles.per_image(), tile[t] / tiles.size[1] % tiles.size[0], tile[t] % tiles.size[1]);
       float* plane = to.data + t * to.row;
       for (const Sum& sum : planes_) {
         make_plane(sum, plane);

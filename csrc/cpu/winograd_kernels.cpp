@@ -139,7 +139,7 @@ struct Task {
 // Cuts the tiles into blocks and, where there are fewer of these than threads, the blocks by parts and panels.
 std::vector<Task> make_tasks(const Plan& plan, BlockMoments* moments) {
   const int64_t groups = moments ? moments->groups : 1, threads = at::get_num_threads();
-  const int64_t tiles = plan.batch / groups * plan.tiles[0] * plan.tiles[1];
+  const int64_t tiles = plan.batch / groups * plan.tiles.per_image();
   const auto parts = static_cast<int64_t>(plan.outputs.size());
   int64_t blocks = tiles == 0 ? 0 : (tiles + plan.block - 1) / plan.block;
   if (groups % threads != 0) blocks = (blocks + threads - 1) / threads * threads;  // as many for each
@@ -169,12 +169,12 @@ std::vector<Task> make_tasks(const Plan& plan, BlockMoments* moments) {
 }
 
 // Where the pixels of each tile lie in the output map; -1 where a tile reaches over its edge. Returns how many lie inside.
-int64_t find_outputs(const Plan& plan, const std::array<Window, 2>& window, const Task& task,
+int64_t find_outputs(const Plan& plan, const std::array<Window, 2>& window, const TileOrder& tiles,
                      int64_t (*pixels)[kTilePixels]) {
   int64_t inside = 0;
-  for (int64_t t = 0; t < task.tiles; ++t) {
-    const int64_t tile = task.begin + t, tile_x = tile % plan.tiles[1], row = tile / plan.tiles[1];
-    const int64_t tile_y = row % plan.tiles[0], image = row / plan.tiles[0];
+  for (int64_t t = 0; t < tiles.all().count; ++t) {
+    const int64_t tile_x = tiles[t] % plan.tiles.size[1], row = tiles[t] / plan.tiles.size[1];
+    const int64_t tile_y = row % plan.tiles.size[0], image = row / plan.tiles.size[0];
     for (int o = 0; o < kTilePixels; ++o) {
       const int64_t y = window[0].pixel(tile_y, o / kTile), x = window[1].pixel(tile_x, o % kTile);
       const bool in = window[0].contains(y) && window[1].contains(x);
@@ -266,6 +266,7 @@ class Buffers {
   float *windows, *products, *partial, *scale, *bias;
   T* zeros;
   int64_t (*pixels)[kTilePixels];
+  int64_t* order;
 
   explicit Buffers(const Plan& plan) : tiles_(plan.block) {
     int64_t windows_size = 0, points = 0;
@@ -292,7 +293,7 @@ class Buffers {
     int64_t floats = 0;
     for (const int64_t size : sizes) floats += padded(size);
     constexpr int64_t kHugePage = 2 << 20;  // whole ones, so that the workspace is made of them
-    const int64_t wanted = floats * sizeof(float) + tiles_ * sizeof(*pixels);
+    const int64_t wanted = floats * sizeof(float) + tiles_ * (sizeof(*pixels) + sizeof(*order));
     auto* next = static_cast<float*>(workspace((wanted + kHugePage - 1) / kHugePage * kHugePage));
     for (size_t i = 0; i < std::size(sizes); ++i) {
       *starts[i] = next;
@@ -301,6 +302,7 @@ class Buffers {
     std::fill_n(zeros_start, plan.in.channels, 0.0f);
     zeros = reinterpret_cast<T*>(zeros_start);
     pixels = reinterpret_cast<int64_t(*)[kTilePixels]>(next);
+    order = pixels[tiles_];
   }
 
   int64_t plane() const { return tiles_ * kGemmPanel + kSkew; }  // of products
@@ -332,11 +334,12 @@ class Convolution {
     for_tasks(count, [&](auto take) {
       const Buffers<T> buffers(plan_);
       for (int64_t i; take(i);) {
+        const TileOrder tiles(plan_.tiles, tasks[i].begin, tasks[i].tiles, buffers.order);
         Fetching fetching = plan_.packed_floats > kStayingFloats ? Fetching() : fetching_of(tasks[i], tasks[std::min(i + 1, count - 1)]);
         for (const Stage& stage : plan_.stages) {
           if (stage.runs.front().part < tasks[i].first_part || stage.runs.back().part >= tasks[i].last_part) continue;
-          transform(tasks[i], stage, buffers);
-          multiply(tasks[i], stage, buffers, fetching);
+          transform(tiles, stage, buffers);
+          multiply(tasks[i], tiles, stage, buffers, fetching);
         }
       }
     });
@@ -354,12 +357,12 @@ class Convolution {
   // The part of a map that belongs to a task's tiles, about.
   Ahead region(const Grid& map, const T* maps, const Task& task) const {
     const int64_t image = map.height * map.width * map.channels * static_cast<int64_t>(sizeof(T));
-    const int64_t per_image = plan_.tiles[0] * plan_.tiles[1];
+    const int64_t per_image = plan_.tiles.per_image();
     return {reinterpret_cast<const char*>(maps) + image * task.begin / per_image, image * task.tiles / per_image};
   }
 
   // A few tiles through all fields, then the next: what one field fetches of the map the others find in L1.
-  void transform(const Task& task, const Stage& stage, const Buffers<T>& buffers) const {
+  void transform(const TileOrder& tiles, const Stage& stage, const Buffers<T>& buffers) const {
     struct Column {
       FieldTransform<T> transform;
       PlanePlaces to;
@@ -373,23 +376,24 @@ class Convolution {
       }
       to += buffers.size(operand);
     }
-    for (int64_t t = 0; t < task.tiles; ++t) {
+    for (int64_t t = 0; t < tiles.all().count; ++t) {
       for (Column& column : columns) {
-        column.transform.run({plan_.tiles, task.begin + t, 1}, {column.to.data + t * column.to.row, column.to.plane, 0});
+        column.transform.run(plan_.tiles, &buffers.order[t], 1, {column.to.data + t * column.to.row, column.to.plane, 0});
       }
     }
   }
 
-  void multiply(const Task& task, const Stage& stage, const Buffers<T>& buffers, Fetching& fetching) const {
+  void multiply(const Task& task, const TileOrder& tiles, const Stage& stage, const Buffers<T>& buffers,
+                Fetching& fetching) const {
     for (int64_t p = task.first_panel; p < task.last_panel; ++p) {
       for (const Run& run : stage.runs) {
-        multiply(task, stage, run, p, buffers, fetching);
-        if (run.ends) finish(task, run, p, buffers);
+        multiply(tiles, stage, run, p, buffers, fetching);
+        if (run.ends) finish(task, tiles, run, p, buffers);
       }
     }
   }
 
-  void multiply(const Task& task, const Stage& stage, const Run& run, int64_t p, const Buffers<T>& buffers,
+  void multiply(const TileOrder& tiles, const Stage& stage, const Run& run, int64_t p, const Buffers<T>& buffers,
                 Fetching& fetching) const {
     const Operand& operand = stage.operands[run.operand];
     const Term& term = plan_.terms[run.term];
@@ -403,17 +407,18 @@ class Convolution {
         const float* const from = windows + term.plane(plan_.fields[term.field], i, j) * buffers.plane(operand);
         const float* const next = weights + operand.depth * width;
         const int64_t bytes = operand.depth * width * static_cast<int64_t>(sizeof(float));
-        gemm({task.tiles, width, operand.depth, from, Buffers<T>::row(operand), 1, weights, to, !run.begins,
-              fetching.next({next, bytes})});
+        const TileOrder::Range range = tiles.needing(i == term.phase[0].taps, j == term.phase[1].taps);
+        gemm({range.count, width, operand.depth, from + range.first * Buffers<T>::row(operand), Buffers<T>::row(operand), 1,
+              weights, to + range.first * kGemmPanel, !run.begins, fetching.next({next, bytes})});
         weights = next;
         to += buffers.plane();
       }
     }
   }
 
-  void finish(const Task& task, const Run& run, int64_t p, const Buffers<T>& buffers) const {
+  void finish(const Task& task, const TileOrder& tiles, const Run& run, int64_t p, const Buffers<T>& buffers) const {
     const int64_t n = p * kGemmPanel, channels = std::min(kGemmPanel, plan_.out.channels - n);
-    const int64_t inside = find_outputs(plan_, plan_.outputs[run.part], task, buffers.pixels);
+    const int64_t inside = find_outputs(plan_, plan_.outputs[run.part], tiles, buffers.pixels);
     for (int64_t c = 0; c < channels; ++c) {
       buffers.scale[c] = epilogue_.scale ? epilogue_.scale[n + c] : 1.0f;
       buffers.bias[c] = epilogue_.bias ? epilogue_.bias[n + c] : 0.0f;

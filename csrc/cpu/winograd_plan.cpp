@@ -95,6 +95,17 @@ Axis join(std::vector<AxisPhase>& phases) {
   return axis;
 }
 
+void cut_axis(TileGrid& tiles, int axis, int64_t pixels) {
+  tiles.size[axis] = ceil_div(pixels, kTile);
+  tiles.half[axis] = pixels % kTile != 0;
+}
+
+TileGrid coarse_tiles(const ConvShape& s) {
+  TileGrid tiles{};
+  for (int a = 0; a < 2; ++a) cut_axis(tiles, a, size(s.coarse, a));
+  return tiles;
+}
+
 // ---------------------------------------------------------------- both axes
 
 struct Phases {
@@ -159,10 +170,9 @@ void plan_up(const ConvShape& s, bool whole, Plan& plan) {
     add_run(plan.stages.back(), {part, 0, part, 1, true, true, true, true}, plan.terms[part].points() * s.coarse.channels);
   });
   for (int a = 0; a < 2; ++a) {
-    plan.tiles[a] = 0;
-    for (const AxisPhase& p : phases.axis[a]) {
-      plan.tiles[a] = std::max(plan.tiles[a], ceil_div(outputs_inside(p.output), kTile));
-    }
+    int64_t longest = 0;
+    for (const AxisPhase& p : phases.axis[a]) longest = std::max(longest, outputs_inside(p.output));
+    cut_axis(plan.tiles, a, longest);
   }
 }
 
@@ -170,7 +180,7 @@ void plan_up(const ConvShape& s, bool whole, Plan& plan) {
 void plan_down(const ConvShape& s, bool whole, Plan& plan) {
   add_separate_terms(Phases(s, false), plan.terms, plan.fields);
   plan.outputs.push_back({Window{0, 1, s.coarse.height}, Window{0, 1, s.coarse.width}});
-  for (int a = 0; a < 2; ++a) plan.tiles[a] = ceil_div(size(s.coarse, a), kTile);
+  plan.tiles = coarse_tiles(s);
   const int count = static_cast<int>(plan.terms.size());
   const auto same = [&](int i, int j) { return plan.terms[i].same_taps(plan.terms[j]); };
   for (int begin = 0; begin < count;) {
@@ -233,7 +243,26 @@ double point_seconds(int64_t coarse, int64_t fine) {
   return 2 * c * f / 180e9 + 0.5e-9 * f + 0.12e-9 * c + 12e-9;
 }
 
+int64_t points_of(const TileGrid& tiles, const Term& term) { return tiles.points(term.phase[0].taps, term.phase[1].taps); }
+
 }  // namespace
+
+TileOrder::TileOrder(const TileGrid& tiles, int64_t begin, int64_t count, int64_t* tile) : tile_(tile) {
+  const auto class_of = [&](int64_t t) {
+    const int64_t x = t % tiles.size[1], y = t / tiles.size[1] % tiles.size[0];
+    const bool half_y = tiles.half[0] && y + 1 == tiles.size[0], half_x = tiles.half[1] && x + 1 == tiles.size[1];
+    return half_y ? 2 + half_x : !half_x;
+  };
+  int64_t next[4] = {};
+  for (int64_t t = begin; t < begin + count; ++t) ++next[class_of(t)];
+  int64_t end = 0;
+  for (int c = 0; c < 4; ++c) {
+    const int64_t first = end;
+    ends_[c] = end += next[c];
+    next[c] = first;
+  }
+  for (int64_t t = begin; t < begin + count; ++t) tile[next[class_of(t)]++] = t;
+}
 
 int64_t cache_bytes() {
   static const int64_t bytes = [] {
@@ -264,11 +293,10 @@ Plan make_plan(const ConvShape& s, Direction direction) {
 }
 
 GradientPlan make_gradient_plan(const ConvShape& s, int64_t threads) {
-  GradientPlan plan{{ceil_div(s.coarse.height, kTile), ceil_div(s.coarse.width, kTile)}, {}, {}, 0, 0, 0};
+  GradientPlan plan{coarse_tiles(s), {}, {}, 0, 0, 0};
   add_separate_terms(Phases(s, false), plan.terms, plan.fields);
-  const auto tiles = static_cast<double>(s.batch * plan.tiles[0] * plan.tiles[1]);
-  double points = 0;
-  for (const Term& term : plan.terms) points += static_cast<double>(term.points());
+  double points = 0;  // of all tiles
+  for (const Term& term : plan.terms) points += static_cast<double>(s.batch * points_of(plan.tiles, term));
   // Blocks of 128 by 128 channels transform least; smaller ones give all threads something to do.
   constexpr int64_t kMostChannels = 128, kFewestCoarse = 16;
   for (int64_t fine = kMostChannels; fine >= kGemmPanel; fine /= 2) {
@@ -277,7 +305,7 @@ GradientPlan make_gradient_plan(const ConvShape& s, int64_t threads) {
       const int64_t blocks = ceil_div(s.coarse.channels, coarse) * ceil_div(s.fine.channels, fine);
       const int64_t tasks = static_cast<int64_t>(plan.terms.size()) * blocks;
       const double rounds = static_cast<double>(ceil_div(tasks, threads)) / static_cast<double>(tasks);
-      const double seconds = tiles * points * static_cast<double>(blocks) * rounds * point_seconds(of_coarse, of_fine);
+      const double seconds = points * static_cast<double>(blocks) * rounds * point_seconds(of_coarse, of_fine);
       if (plan.coarse == 0 || seconds < plan.seconds) {
         plan.coarse = of_coarse, plan.fine = of_fine, plan.seconds = seconds;
       }
@@ -289,7 +317,7 @@ GradientPlan make_gradient_plan(const ConvShape& s, int64_t threads) {
 Work work_of(const ConvShape& s, Direction direction) {
   Work work{};
   const Plan plan = make_plan(s, direction);
-  const auto tiles = static_cast<double>(s.batch * plan.tiles[0] * plan.tiles[1]);
+  const auto tiles = static_cast<double>(s.batch * plan.tiles.per_image());
   for (const Stage& stage : plan.stages) {
     for (const Operand& operand : stage.operands) {
       work.runs += tiles * static_cast<double>(operand.planes);
@@ -297,7 +325,8 @@ Work work_of(const ConvShape& s, Direction direction) {
     }
     for (const Run& run : stage.runs) {
       const auto points = static_cast<double>(plan.terms[run.term].points() * plan.columns);
-      work.multiplications += tiles * points * static_cast<double>(stage.operands[run.operand].depth);
+      const auto products = static_cast<double>(s.batch * points_of(plan.tiles, plan.terms[run.term]) * plan.columns);
+      work.multiplications += products * static_cast<double>(stage.operands[run.operand].depth);
       work.runs += tiles * static_cast<double>(plan.terms[run.term].points() * plan.panels);
       work.transformed += tiles * points;
     }

@@ -19,6 +19,9 @@
 //   1 tap:  u = c0, c1                           g = m0 + m1
 //   2 taps: u = c0, c0 + c1, c1                  g = m0 + m1, m1 + m2
 //   3 taps: u = c0, c0 + c1, c0 - c1, c1         g = m0 + (m1 + m2) / 2, (m1 - m2) / 2, (m1 + m2) / 2 + m3
+//
+// The last tile along an axis of odd length is half outside, and its last point is of no use: it serves y1 alone (and is c1
+// itself). Products leave it out: of a 7 x 7 map 225 for 256 with 3 taps, 121 for 144 with 2.
 #pragma once
 
 #include <array>
@@ -31,6 +34,41 @@ namespace dcgan_fast::cpu::winograd {
 
 constexpr int64_t kTile = 2;
 constexpr int kMostPoints = 4;
+
+// The tiles of a map.
+struct TileGrid {
+  int64_t size[2];
+  bool half[2];  // is the last one along the axis?
+
+  int64_t per_image() const { return size[0] * size[1]; }
+  // Products of all tiles of an image, for terms of so many taps.
+  int64_t points(int taps_y, int taps_x) const {
+    return ((taps_y + 1) * size[0] - half[0]) * ((taps_x + 1) * size[1] - half[1]);
+  }
+};
+
+// Tiles of a batch that are worked on together, in an order in which those that need a point are neighbours: first those
+// that are half along x alone, then whole ones, then half along y alone, then half along both.
+class TileOrder {
+ public:
+  // Tiles [begin, begin + count), numbered image by image, row by row; `tile` has room for them.
+  TileOrder(const TileGrid&, int64_t begin, int64_t count, int64_t* tile);
+
+  struct Range {
+    int64_t first, count;
+  };
+  Range all() const { return {0, ends_[3]}; }
+  // Those that need a point which is the last along these axes.
+  Range needing(bool last_y, bool last_x) const {
+    const int64_t first = last_x ? ends_[0] : 0;
+    return {first, (last_y ? ends_[1] : last_x ? ends_[2] : ends_[3]) - first};
+  }
+  const int64_t& operator[](int64_t i) const { return tile_[i]; }
+
+ private:
+  const int64_t* tile_;
+  int64_t ends_[4];
+};
 
 // The pixels of a tile along one axis: element e of tile t is pixel first + t * kTile * step + e * step. Pixels outside
 // [0, size) are zero where they are read and skipped where they are written.
@@ -112,7 +150,7 @@ struct Stage {
 struct Plan {
   int64_t batch;
   Grid in, out;
-  int64_t tiles[2];
+  TileGrid tiles;
   std::vector<Field> fields;
   std::vector<std::array<Window, 2>> outputs;  // of each part
   std::vector<Term> terms;
@@ -131,7 +169,7 @@ Plan make_plan(const ConvShape&, Direction);
 
 // The weight gradient: for each phase of the kernel its term and the field of the fine map, in make_plan's order of `down`.
 struct GradientPlan {
-  int64_t tiles[2];
+  TileGrid tiles;
   std::vector<Field> fields;
   std::vector<Term> terms;
   int64_t coarse, fine;  // channels of a block, one of each term a task: fine a multiple of kGemmPanel, or all

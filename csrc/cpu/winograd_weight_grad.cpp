@@ -88,38 +88,41 @@ class WeightGradient {
     float *const coarse = fine + fine_size, *const sums = coarse + coarse_size, *const zeros_start = sums + sums_size;
     const T* const zeros = reinterpret_cast<T*>(zeros_start);
     std::fill_n(zeros_start, zeros_size, 0.0f);
-    const int64_t all = s_.batch * plan_.tiles[0] * plan_.tiles[1];
+    const int64_t all = s_.batch * plan_.tiles.per_image();
     std::memset(fine, 0, fine_size * sizeof(float));  // columns that pad a panel stay zero
-    if (all == 0) std::memset(sums, 0, sums_size * sizeof(float));
+    std::memset(sums, 0, sums_size * sizeof(float));
+    int64_t order[kTiles];
     for (int64_t t = 0; t < all; t += cut_.tiles) {
-      const TileRange range{{plan_.tiles[0], plan_.tiles[1]}, t, std::min(cut_.tiles, all - t)};
+      const TileOrder tiles(plan_.tiles, t, std::min(cut_.tiles, all - t), order);
       FieldTransform<T>(coarse_field.field, s_.coarse, coarse_ + block.first_coarse, block.coarse, zeros)
-          .run(range, {coarse, cut_.coarse_plane(), padded(cut_.coarse)});
-      transform_fine(block, range, fine, zeros);
-      multiply(block, coarse_field, range, fine, coarse, sums);
+          .run(plan_.tiles, order, tiles.all().count, {coarse, cut_.coarse_plane(), padded(cut_.coarse)});
+      transform_fine(block, tiles, fine, zeros);
+      multiply(block, coarse_field, tiles, fine, coarse, sums);
     }
     finish(block, sums);
   }
 
   const Field& field(const Block& block) const { return plan_.fields[block.term.field]; }
 
-  void transform_fine(const Block& block, const TileRange& range, float* fine, const T* zeros) const {
+  void transform_fine(const Block& block, const TileOrder& tiles, float* fine, const T* zeros) const {
     for (int64_t p = 0; p < block.panels(); ++p) {
       const int64_t channels = block.channels(p);
       FieldTransform<T>(field(block), s_.fine, fine_ + block.first_fine + p * kGemmPanel, channels, zeros)
-          .run(range, {fine + p * cut_.fine_panel(), cut_.fine_plane(), padded(channels)});
+          .run(plan_.tiles, &tiles[0], tiles.all().count, {fine + p * cut_.fine_panel(), cut_.fine_plane(), padded(channels)});
     }
   }
 
-  void multiply(const Block& block, const CoarseField& coarse_field, const TileRange& range, const float* fine,
+  void multiply(const Block& block, const CoarseField& coarse_field, const TileOrder& tiles, const float* fine,
                 const float* coarse, float* sums) const {
     for (int y = 0; y <= block.term.phase[0].taps; ++y) {
       for (int x = 0; x <= block.term.phase[1].taps; ++x, sums += cut_.sums_plane()) {
         const float* const a = coarse + coarse_field.term.plane(coarse_field.field, y, x) * cut_.coarse_plane();
         const float* const b = fine + block.term.plane(field(block), y, x) * cut_.fine_plane();
+        const auto [first, count] = tiles.needing(y == block.term.phase[0].taps, x == block.term.phase[1].taps);
         for (int64_t p = 0; p < block.panels(); ++p) {
-          gemm({block.coarse, padded(block.channels(p)), range.count, a, 1, padded(cut_.coarse), b + p * cut_.fine_panel(),
-                sums + p * cut_.sums_panel(), range.begin > 0});
+          const int64_t columns = padded(block.channels(p));
+          gemm({block.coarse, columns, count, a + first * padded(cut_.coarse), 1, padded(cut_.coarse),
+                b + p * cut_.fine_panel() + first * columns, sums + p * cut_.sums_panel(), true});
         }
       }
     }
