@@ -252,24 +252,33 @@ def winograd() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("size", [(7, 7), (7, 8), (8, 7), (1, 9), (5, 1), (1, 1), (1, 2)], ids=str)
-@pytest.mark.parametrize("kernel, stride, padding", [(5, 2, 2), (4, 2, 1), (3, 1, 1)])
+@pytest.mark.parametrize("kernel, stride, padding", [(5, 2, 2), (4, 2, 1), (3, 1, 1), (3, 2, 1)])
 @pytest.mark.parametrize("op", ["conv_act", "conv_transpose_act"])
 def test_tiles_that_are_half_outside(winograd, op, size, kernel, stride, padding):
     """Winograd's tiles are of two pixels: of the last one of an odd side a point of the transform is left out."""
     fine = [stride * side for side in size]
-    x = torch.randn(11, 20, *(fine if op == "conv_act" else size))
+    x = torch.randn(
+        11, 20, *(fine if op == "conv_act" else size)
+    )  # 11 images: blocks end within one
     weight = torch.randn(20, 20, kernel, kernel)
     assert all(served("winograd", op, x, weight, [stride] * 2, [padding] * 2))
     compare("winograd", op, x, weight, None, 2, stride=stride, padding=padding)
 
 
-def test_what_is_not_finite_reaches_no_half_tile(winograd):
-    """Products that are left out leave what the call before put in their place."""
-    weight = torch.randn(24, 16, 3, 3)
-    functional.conv_act(torch.full((9, 16, 8, 8), float("nan")), weight, padding=1)
-    x = torch.randn(9, 16, 7, 7)
-    y = functional.conv_act(x, weight, padding=1, activation="none")
-    torch.testing.assert_close(y, F.conv2d(x, weight, padding=1), rtol=1e-4, atol=1e-4)
+@pytest.mark.parametrize("op", ["conv_act", "conv_transpose_act"])
+@pytest.mark.parametrize("channels, kernel, stride", [((16, 24), 3, 1), ((256, 136), 3, 2)])
+def test_what_is_not_finite_reaches_no_half_tile(winograd, op, channels, kernel, stride):
+    """Products that are left out leave what the call before put in their place, also where sums wait for others."""
+    convolve = F.conv2d if op == "conv_act" else F.conv_transpose2d
+    fused = getattr(functional, op)
+    side = 7 * stride if op == "conv_act" else 7
+    weight = torch.randn(*(channels[::-1] if op == "conv_act" else channels), kernel, kernel) / 16
+    x = torch.randn(9, channels[0], side, side)
+    assert served("winograd", op, x, weight, [stride] * 2, [1, 1])[0]
+    options = {"stride": stride, "padding": 1}
+    fused(torch.full((9, channels[0], 16, 16), float("nan")), weight, **options)
+    y = fused(x, weight, activation="none", **options)
+    torch.testing.assert_close(y, convolve(x, weight, **options), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("kernel, stride", [(3, 1), (4, 2)])

@@ -342,6 +342,15 @@ def test_a_partition_may_outgrow_its_table():
     assert_agrees(torch.cat([many, few, many]))
 
 
+def test_words_that_undo_one_another():
+    """Keys of words that are a known distance apart give these one hash under every seed, and this takes minutes."""
+    t = torch.arange(500_000)
+    of_carry = [(0x9E3779B9 + carry << 32) - (1 << 64) | t for carry in (0, 1)]
+    codes = torch.cat([torch.stack([0 * t, word, 500_000 - t], 1) for word in of_carry])
+    assert dedup.first_of_each(codes).all()
+    assert dedup.DedupIndex(words=3).add(codes[:300_000]).all()
+
+
 def test_first_occurrence_takes_strided_input():
     codes = torch.randint(3, (4, 5000)).t()
     for view in (codes, codes[::2], codes[:, 1:3], codes[:, :1].expand(5000, 2)):

@@ -21,10 +21,10 @@ struct HashSeed {
 
 const HashSeed& hash_seed();
 
-// Words after the first are added to it, each as the product of its halves after a key was added to them (the NH family: two
-// words that differ collide under one of 2^32 keys), so that (hash, other words) still tells codes apart exactly: a code may
-// be replaced by that and never be hashed again. All 64 bits are good: the high ones choose a partition, the low ones a slot,
-// others the tag in it.
+// Words after the first are added to it, each as the product of its halves after a key of its own was added to them (the NH
+// family: two codes that differ collide under one of 2^32 sets of keys), so that (hash, other words) still tells codes apart
+// exactly: a code may be replaced by that and never be hashed again. All 64 bits are good: the high ones choose a partition,
+// the low ones a slot, others the tag in it.
 //
 // Compilers make vectors of a loop over rows: no product here is wider than 64 bits. (One of 128 bits folded takes four times
 // as long a row.)
@@ -43,8 +43,9 @@ inline uint64_t mix(uint64_t x) {  // a bijection
 
 inline uint64_t hash_code(const uint64_t* code, int64_t words, HashSeed seed) {
   uint64_t x = code[0] + seed.first;
+  // mixed: from keys that are a known distance apart, words could be made whose products cancel out under each of them
   uint64_t key = seed.rest;
-  for (int64_t w = 1; w < words; ++w, key += 0x9E3779B97F4A7C15u) x += fold_word(code[w], key);
+  for (int64_t w = 1; w < words; ++w, key += 0x9E3779B97F4A7C15u) x += fold_word(code[w], mix(key));
   return mix(x);
 }
 

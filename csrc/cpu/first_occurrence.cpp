@@ -13,6 +13,7 @@
 #include "first_occurrence.h"
 
 #include <ATen/Parallel.h>
+#include <c10/util/Exception.h>
 
 #include <algorithm>
 #include <atomic>
@@ -117,7 +118,7 @@ class Run {
   using Answer = std::conditional_t<groups, uint32_t, bool>;
   static constexpr uint32_t kFirst = 1u << 31;  // it is the first of its kind
   static constexpr uint32_t kEarly = 1u << 30;  // its kind appeared in an earlier chunk
-  static constexpr uint32_t kKind = kEarly - 1;
+  static constexpr uint32_t kKind = kEarly - 1;  // its number: of 2^32 rows a partition holds about a million kinds
   static constexpr uint32_t kBuffer = 512 / std::bit_floor(sizeof(Row));  // rows: whole cache lines
   static constexpr size_t kBlockBytes = kBlock * sizeof(Row), kAnswerBytes = kBlock * sizeof(Answer);
 
@@ -203,11 +204,11 @@ class Run {
     const int64_t end = plan.begin(chunk + 1), words = Row::words_of(codes);
     alignas(64) uint64_t hash[kBatch];
     for (int64_t i = plan.begin(chunk); i < end; i += kBatch) {
-      const int64_t rows = std::min(kBatch, end - i);
+      const int64_t rows = std::min(kBatch, end - i), ahead = std::min(kBatch, end - i - rows);
       for (int64_t j = 0; j < rows; ++j) hash[j] = hash_code(codes.data + (i + j) * words, words, seed);
       for (int64_t j = 0; j < rows; ++j) partition_of[i + j] = static_cast<uint16_t>(plan.partition(hash[j]));
       for (int64_t j = 0; j < rows; ++j) {
-        __builtin_prefetch(codes.data + (i + j + kBatch) * words);  // or the memory rests until they are hashed
+        __builtin_prefetch(codes.data + (i + j + ahead) * words);  // or the memory rests until they are hashed
         const int64_t p = partition_of[i + j];
         Cursor& cursor = cursors[p];
         Row* const buffer = buffers + p * kBuffer;
@@ -354,6 +355,7 @@ class Run {
       }
     }
     kinds_before(plan_.chunks, p) = table.count();
+    TORCH_INTERNAL_ASSERT(!groups || table.count() <= kKind);
   }
 
   // The next answer of a partition's chain.
@@ -393,7 +395,7 @@ class Run {
     for (int64_t p = 0; p < plan_.partitions; ++p) {
       cursors[p] = {answers(chain(chunk, p).first_block), static_cast<uint32_t>(partition_begin_[p])};
     }
-    const auto nobodys = static_cast<uint32_t>(plan_.rows + chunk * kBatch);
+    const auto nobodys = static_cast<uint32_t>(plan_.rows + chunk * kBatch);  // check_rows() leaves room
     std::fill_n(kinds_ + nobodys, kBatch, 0);
     uint32_t* const kinds = kinds_;
     const uint16_t* const partition_of = partition_of_;
@@ -430,6 +432,7 @@ class Run {
       stream(args_.group + i, group, rows * sizeof(int64_t));
     }
     counts.finish();
+    stream_fence();
   }
 
   template <typename T>
@@ -439,7 +442,7 @@ class Run {
     constexpr int64_t kGrain = 1 << 15;
     at::parallel_for(plan_.begin(1), plan_.rows, kGrain, [&](int64_t begin, int64_t end) {
       int64_t* const group = args_.group;
-      int64_t late[kBatch + 1];
+      int64_t late[kBatch];
       for (int64_t i = begin; i < end; i += kBatch) {
         const int64_t rows = std::min(kBatch, end - i);
         int64_t n = 0;

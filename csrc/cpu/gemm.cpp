@@ -80,7 +80,7 @@ void all_rows(const GemmPanel& p, const float* a, int64_t k, const float* b, flo
 
 template <bool TransposedA>
 void multiply(const GemmPanel& p) {
-  if (p.m == 0 || p.k == 0) return;
+  if (p.m == 0 || p.k == 0) return;  // k: of a sum that is added to
   const int64_t parts = (p.k + kDepth - 1) / kDepth;
   const int64_t blocks = (p.m + rows_of(kVectors) - 1) / rows_of(kVectors) * ((p.n + kColumns - 1) / kColumns);
   const void* first = p.ahead.bytes > 0 ? p.ahead.at : p.c;  // else a line that is there: a fetch of nowhere walks the page tables

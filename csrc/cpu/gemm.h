@@ -27,7 +27,7 @@ struct Ahead {
 
 // c[i, j] = sum over l of a[i, l] * b[l, j] (+ c[i, j] where `accumulate`), for i < m, j < n, l < k
 struct GemmPanel {
-  int64_t m, n, k;  // n: a multiple of kGemmWidth, at most kGemmPanel; k: of 0 nothing is written
+  int64_t m, n, k;  // n: a multiple of kGemmWidth, at most kGemmPanel; k: at least 1 where c is not accumulated
   const float* a;   // a[i, l] at a + i * a_row + l * a_column; one of the two strides is 1
   int64_t a_row, a_column;
   const float* b;   // b[l, j] at b + l * n + j

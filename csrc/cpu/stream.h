@@ -48,7 +48,7 @@ inline void stream_fence() {
 }
 
 // Writes an array front to back past the caches, whole lines at a time. Values are put at next(), then add()ed, `batch` of them
-// at most; finish() writes the last line's.
+// at most; finish() writes the last line's, and a stream_fence() is for the caller.
 template <typename T, int64_t batch>
 class StreamedArray {
   static constexpr int64_t kLine = 64 / sizeof(T);
@@ -65,13 +65,10 @@ class StreamedArray {
     if (whole == 0) return;
     write(whole);
     waiting_ -= whole;
-    for (int64_t i = 0; i < kLine; ++i) values_[i] = values_[whole + i];
+    std::memcpy(values_, values_ + whole, waiting_ * sizeof(T));
   }
 
-  void finish() {
-    write(waiting_);
-    stream_fence();
-  }
+  void finish() { write(waiting_); }
 
  private:
   void write(int64_t end) {

@@ -20,7 +20,6 @@ using winograd::TileGrid;
 using winograd::TileOrder;
 using winograd::Window;
 
-
 // Where planes go: plane p of tile t at data + p * plane + t * row.
 struct PlanePlaces {
   float* data;

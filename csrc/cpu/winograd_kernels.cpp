@@ -173,7 +173,7 @@ int64_t find_outputs(const Plan& plan, const std::array<Window, 2>& window, cons
                      int64_t (*pixels)[kTilePixels]) {
   int64_t inside = 0;
   for (int64_t t = 0; t < tiles.all().count; ++t) {
-    const int64_t tile_x = tiles[t] % plan.tiles.size[1], row = tiles[t] / plan.tiles.size[1];
+    const int64_t tile = tiles.numbers()[t], tile_x = tile % plan.tiles.size[1], row = tile / plan.tiles.size[1];
     const int64_t tile_y = row % plan.tiles.size[0], image = row / plan.tiles.size[0];
     for (int o = 0; o < kTilePixels; ++o) {
       const int64_t y = window[0].pixel(tile_y, o / kTile), x = window[1].pixel(tile_x, o % kTile);
@@ -378,7 +378,7 @@ class Convolution {
     }
     for (int64_t t = 0; t < tiles.all().count; ++t) {
       for (Column& column : columns) {
-        column.transform.run(plan_.tiles, &buffers.order[t], 1, {column.to.data + t * column.to.row, column.to.plane, 0});
+        column.transform.run(plan_.tiles, tiles.numbers() + t, 1, {column.to.data + t * column.to.row, column.to.plane, 0});
       }
     }
   }
@@ -426,7 +426,7 @@ class Convolution {
     Output<T> out{out_ + n, buffers.pixels, task.tiles, channels, &epilogue_, buffers.scale, buffers.bias, nullptr, nullptr};
     if (BlockMoments* const moments = epilogue_.moments) {
       const int64_t block = task.block * static_cast<int64_t>(plan_.outputs.size()) + run.part;
-      moments->count[block] = inside;
+      if (p == 0) moments->count[block] = inside;
       out.mean = moments->mean.data() + block * plan_.out.channels + n;
       out.m2 = moments->m2.data() + block * plan_.out.channels + n;
     }

@@ -63,7 +63,7 @@ class TileOrder {
     const int64_t first = last_x ? ends_[0] : 0;
     return {first, (last_y ? ends_[1] : last_x ? ends_[2] : ends_[3]) - first};
   }
-  const int64_t& operator[](int64_t i) const { return tile_[i]; }
+  const int64_t* numbers() const { return tile_; }
 
  private:
   const int64_t* tile_;

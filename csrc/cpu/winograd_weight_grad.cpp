@@ -95,7 +95,7 @@ class WeightGradient {
     for (int64_t t = 0; t < all; t += cut_.tiles) {
       const TileOrder tiles(plan_.tiles, t, std::min(cut_.tiles, all - t), order);
       FieldTransform<T>(coarse_field.field, s_.coarse, coarse_ + block.first_coarse, block.coarse, zeros)
-          .run(plan_.tiles, order, tiles.all().count, {coarse, cut_.coarse_plane(), padded(cut_.coarse)});
+          .run(plan_.tiles, tiles.numbers(), tiles.all().count, {coarse, cut_.coarse_plane(), padded(cut_.coarse)});
       transform_fine(block, tiles, fine, zeros);
       multiply(block, coarse_field, tiles, fine, coarse, sums);
     }
@@ -108,7 +108,7 @@ class WeightGradient {
     for (int64_t p = 0; p < block.panels(); ++p) {
       const int64_t channels = block.channels(p);
       FieldTransform<T>(field(block), s_.fine, fine_ + block.first_fine + p * kGemmPanel, channels, zeros)
-          .run(plan_.tiles, &tiles[0], tiles.all().count, {fine + p * cut_.fine_panel(), cut_.fine_plane(), padded(channels)});
+          .run(plan_.tiles, tiles.numbers(), tiles.all().count, {fine + p * cut_.fine_panel(), cut_.fine_plane(), padded(channels)});
     }
   }
 

@@ -94,7 +94,7 @@ def first_occurrence(
     groups; so no CUDA graph can capture it (it can :func:`first_of_each`).
 
     Args:
-        codes: int64 ``(N, words)``, at least one word, fewer than 2^32 rows (2^31 on CUDA); compared as bits.
+        codes: int64 ``(N, words)``, at least one word, at most 2^32 - 2^20 rows (2^31 on CUDA); compared as bits.
         process_group: look at the rows of all processes of the group, in order of their ranks, as one. All must call,
             each with its own rows (as many as it has, none too), and get their parts: ``keep`` and ``group`` of one's
             rows, and ``counts`` of those groups whose first row one has. Put together in order of ranks they are, bit
