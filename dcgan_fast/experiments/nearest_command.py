@@ -326,7 +326,10 @@ def add_nearest_command(add: AddCommand) -> None:
         "-k", type=int, default=5, metavar="N", help="neighbours of each (default: 5)"
     )
     parser.add_argument(
-        "--sizes", default=_SIZES, metavar="LIST", help=f"numbers of samples (default: {_SIZES})"
+        "--sizes",
+        default=_SIZES,
+        metavar="LIST",
+        help=f"numbers of samples (default: {_SIZES}; 100,000 of 64x64 take minutes on a CPU)",
     )
     parser.add_argument(
         "--samples",
