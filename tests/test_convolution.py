@@ -257,9 +257,8 @@ def winograd() -> Iterator[None]:
 def test_tiles_that_are_half_outside(winograd, op, size, kernel, stride, padding):
     """Winograd's tiles are of two pixels: of the last one of an odd side a point of the transform is left out."""
     fine = [stride * side for side in size]
-    x = torch.randn(
-        11, 20, *(fine if op == "conv_act" else size)
-    )  # 11 images: blocks end within one
+    # 11 images: blocks of tiles end within one
+    x = torch.randn(11, 20, *(fine if op == "conv_act" else size))
     weight = torch.randn(20, 20, kernel, kernel)
     assert all(served("winograd", op, x, weight, [stride] * 2, [padding] * 2))
     compare("winograd", op, x, weight, None, 2, stride=stride, padding=padding)

@@ -438,6 +438,7 @@ class Run {
   template <typename T>
   static T select(T mask, T chosen, T other) { return other ^ ((other ^ chosen) & mask); }
 
+  // Listed first, without a guess of which rows left a note, and fetched meanwhile.
   void look_up_late() {
     constexpr int64_t kGrain = 1 << 15;
     at::parallel_for(plan_.begin(1), plan_.rows, kGrain, [&](int64_t begin, int64_t end) {

@@ -108,7 +108,8 @@ class WeightGradient {
     for (int64_t p = 0; p < block.panels(); ++p) {
       const int64_t channels = block.channels(p);
       FieldTransform<T>(field(block), s_.fine, fine_ + block.first_fine + p * kGemmPanel, channels, zeros)
-          .run(plan_.tiles, tiles.numbers(), tiles.all().count, {fine + p * cut_.fine_panel(), cut_.fine_plane(), padded(channels)});
+          .run(plan_.tiles, tiles.numbers(), tiles.all().count,
+               {fine + p * cut_.fine_panel(), cut_.fine_plane(), padded(channels)});
     }
   }
 
