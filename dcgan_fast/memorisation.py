@@ -32,6 +32,7 @@ __all__ = [
     "Neighbours",
     "check_sizes",
     "draw_bytes",
+    "look_for_copies",
     "nearest_images",
     "nearness",
     "pixel_features",
@@ -211,8 +212,36 @@ def nearness(
     Raises:
         UserError: as :func:`nearest_images`.
     """
+    return look_for_copies(
+        samples[:1], samples, training, held_out,
+        k=1, queries=queries, extractor=extractor, progress=progress,
+    )[1]  # fmt: skip
+
+
+def look_for_copies(
+    shown: np.ndarray,
+    samples: np.ndarray,
+    training: np.ndarray,
+    held_out: np.ndarray | None = None,
+    *,
+    k: int = 5,
+    queries: int = 1000,
+    extractor: FeatureExtractor = pixel_features,
+    progress: bool = False,
+) -> tuple[Neighbours, Nearness]:
+    """:func:`nearest_images` of ``shown`` and :func:`nearness` of ``samples``, in one pass over the training images.
+
+    Args:
+        shown: uint8 (N, C, S, S), N >= 1; of these the neighbours are returned.
+        samples, training, held_out, queries: as of :func:`nearness`.
+        k, extractor, progress: as of :func:`nearest_images`.
+
+    Raises:
+        UserError: as these.
+    """
     if len(training) < 3:
         raise UserError(f"nearness(): 'training' must hold at least 3 images, got {len(training)}")
+    k = integer("nearest_images", "k", k, 1, len(training))
     rng = np.random.default_rng(0)
 
     def some(images: np.ndarray) -> np.ndarray:
@@ -220,21 +249,28 @@ def nearness(
         return np.sort(rng.choice(len(images), count, replace=False))
 
     rows = {"samples": some(samples), "training": some(training)}
-    asked = [samples[rows["samples"]], np.asarray(training[rows["training"]])]
+    asked = [shown, samples[rows["samples"]], np.asarray(training[rows["training"]])]
     if held_out is not None:
         asked.append(np.asarray(held_out[some(held_out)]))
     for each in asked:
         _check_pair("nearness", each, training)
-    k = min(_NEXT + 2, len(training))  # one more, for training images find themselves
+    others = min(_NEXT + 2, len(training))  # one more, for training images find themselves
     found = nearest_images(
-        np.concatenate(asked), training, k=k, extractor=extractor, progress=progress
+        np.concatenate(asked),
+        training,
+        k=max(k, others),
+        extractor=extractor,
+        progress=progress,
     )
     ends = np.cumsum([len(each) for each in asked])[:-1]
-    distances, indices = np.split(found.distances, ends), np.split(found.rows, ends)
-    itself = indices[1] == rows["training"][:, None]
+    of_shown, *distances = np.split(found.distances, ends)
+    indices = np.split(found.rows, ends)
+    neighbours = Neighbours(indices[0][:, :k], of_shown[:, :k])
+    distances = [each[:, :others] for each in distances]
+    itself = indices[2][:, :others] == rows["training"][:, None]
     itself[~itself.any(1), 0] = True  # a copy took its place
-    to_others = distances[1][~itself].reshape(len(itself), k - 1)
-    return Nearness(
+    to_others = distances[1][~itself].reshape(len(itself), others - 1)
+    return neighbours, Nearness(
         float(np.median(distances[0][:, 0])),
         float(np.median(to_others[:, 0])),
         None if held_out is None else float(np.median(distances[2][:, 0])),

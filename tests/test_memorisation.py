@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from dcgan_fast.errors import UserError
 from dcgan_fast.layers import map_layers
 from dcgan_fast.memorisation import (
     draw_bytes,
+    look_for_copies,
     nearest_images,
     nearness,
     pixel_features,
@@ -82,6 +84,20 @@ def test_copies_are_found_and_blurred_samples_are_none() -> None:
     assert blurred.ratio < 0.8 and blurred.copies == 0
     twice = nearness(others, np.concatenate([training, training[:75]]), queries=375)
     assert twice.training_copies == pytest.approx(150 / 375)
+
+
+def test_both_in_one_pass_are_what_each_is(networks: Any) -> None:
+    training, samples, others = pictures(60), pictures(20, seed=1), pictures(15, seed=2)
+    for extractor in (pixel_features, pooled_features(networks[1])):
+        for k in (2, 20):
+            near, how_near = look_for_copies(
+                samples[:3], samples, training, others, k=k, queries=10, extractor=extractor
+            )
+            alone = nearest_images(samples[:3], training, k=k, extractor=extractor)
+            assert np.array_equal(near.rows, alone.rows)
+            np.testing.assert_allclose(near.distances, alone.distances, rtol=1e-6)
+            apart = nearness(samples, training, others, queries=10, extractor=extractor)
+            assert asdict(how_near) == pytest.approx(asdict(apart), rel=1e-6)
 
 
 def test_nearness_to_another_training_image_is_never_to_itself() -> None:

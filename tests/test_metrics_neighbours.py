@@ -44,6 +44,67 @@ def test_more_rows_than_a_block_and_fewer_candidates_than_k() -> None:
     assert nearest.distances[:, 0].max() < 1e-3 and nearest.distances.shape == (2100, 5)
 
 
+def tables(kind: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Data and candidates that are hard to tell apart by their products, or easy."""
+    data, candidates = rows(90, 33, seed), rows(700, 33, seed + 1)
+    if kind == "far from the origin":
+        data, candidates = data + 1000, candidates + 1000
+    elif kind == "almost alike":
+        candidates = candidates[:1] + candidates * np.float32(1e-4)
+    elif kind == "partly alike":
+        candidates[:400] = candidates[:1] + candidates[:400] * np.float32(1e-4)
+    elif kind == "each thrice":
+        candidates = np.tile(candidates[:240], (3, 1))
+    elif kind == "of the data":
+        candidates[300:390] = data
+    elif kind == "zero":
+        data, candidates = data * 0, candidates * 0
+    elif kind in ("tiny", "huge"):
+        factor = np.float32(1e-20 if kind == "tiny" else 1e18)
+        data, candidates = data * factor, candidates * factor
+    elif kind == "of all lengths":
+        data *= np.logspace(-8, 4, 90, dtype=np.float32)[:, None]
+        candidates *= np.logspace(-8, 4, 700, dtype=np.float32)[:, None]
+    elif kind == "float64":
+        data, candidates = data.astype(float) + 1e5, candidates.astype(float) + 1e5
+    return data, candidates
+
+
+KINDS = ("random", "far from the origin", "almost alike", "partly alike", "each thrice", "of the data", "zero", "tiny",
+         "huge", "of all lengths", "float64")  # fmt: skip
+
+
+@pytest.mark.parametrize("blocks", [(1024, 16384), (40, 150)])
+@pytest.mark.parametrize("k", [1, 12, 200])
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_products_do_not_tell_is_measured(
+    kind: str, k: int, blocks: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dcgan_fast.metrics.neighbours._ROWS", blocks[0])
+    monkeypatch.setattr("dcgan_fast.metrics.neighbours._CANDIDATES", blocks[1])
+    data, candidates = tables(kind, seed=3)
+    nearest = NearestSoFar(data, k)
+    for part in np.array_split(candidates, [5, 450]):
+        nearest.add(part)
+    distances, _ = by_hand(data, candidates, k)
+    length = np.linalg.norm(
+        candidates.astype(float), axis=1
+    ).max()  # scikit-learn subtracts squares
+    np.testing.assert_allclose(nearest.distances, distances, rtol=1e-6, atol=1e-7 * length)
+    found = np.linalg.norm(data[:, None].astype(float) - candidates[nearest.indices], axis=2)
+    np.testing.assert_allclose(found, distances, rtol=1e-6, atol=1e-7 * length)
+    assert all(len(set(row)) == k for row in nearest.indices.tolist())
+
+
+def test_what_is_read_only() -> None:
+    data, candidates = rows(9), rows(20, seed=1)
+    for each in (data, candidates):
+        each.flags.writeable = False
+    nearest = NearestSoFar(data)
+    nearest.add(candidates)
+    assert np.array_equal(nearest.indices, by_hand(data, candidates, 1)[1])
+
+
 def test_of_equally_near_ones_the_first() -> None:
     nearest = NearestSoFar(np.zeros((1, 2)))
     for part in ([[3.0, 4.0]], [[4.0, 3.0]], [[0.0, 5.0]]):

@@ -26,8 +26,7 @@ from ..memorisation import (
     Nearness,
     check_sizes,
     draw_bytes,
-    nearest_images,
-    nearness,
+    look_for_copies,
     pixel_features,
     pooled_features,
     real_to_samples,
@@ -105,26 +104,23 @@ def _nearest(
     extractors = _extractors(features, discriminator, generator.output_range, where)
     latents = latents_of(generator, chosen)
     shown = draw_bytes(generator, latents, labels_of(generator, range(len(chosen)), label), bn)
-    near = {
-        name: nearest_images(shown, training.images, k=k, extractor=space, progress=bars())
-        for name, space in spaces.items()
-    }
     drawn = draw_bytes(
         generator,
         generator.sample_latent(samples, generator=torch.Generator().manual_seed(0)),
         labels_of(generator, range(samples), label),
         bn,
     )
-    how_near = {
-        name: nearness(
+    near, how_near = {}, {}
+    for name, space in spaces.items():
+        near[name], how_near[name] = look_for_copies(
+            shown,
             drawn,
             training.images,
             None if held_out is None else held_out.images,
+            k=k,
             extractor=space,
             progress=bars(),
         )
-        for name, space in spaces.items()
-    }
     tested = some_of(held_out or training, _QUERIES)
     at_sizes = real_to_samples(
         generator, tested.images, tested.labels, sizes=numbers, bn=bn, progress=bars()
