@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -94,6 +95,34 @@ def test_what_products_do_not_tell_is_measured(
     found = np.linalg.norm(data[:, None].astype(float) - candidates[nearest.indices], axis=2)
     np.testing.assert_allclose(found, distances, rtol=1e-6, atol=1e-7 * length)
     assert all(len(set(row)) == k for row in nearest.indices.tolist())
+
+
+def test_rows_without_values_are_all_alike() -> None:
+    nearest = NearestSoFar(np.zeros((3, 0)), 2)
+    nearest.add(np.zeros((4, 0)))
+    assert nearest.indices.tolist() == [[0, 1]] * 3 and not nearest.distances.any()
+
+
+@pytest.fixture(params=["autocast", "bf16", "tf32"])
+def lowered(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Where torch's products of float32 are of fewer digits."""
+    if request.param == "autocast":
+        with torch.autocast("cpu", torch.bfloat16):
+            yield
+        return
+    kept = torch.backends.mkldnn.matmul.fp32_precision
+    torch.backends.mkldnn.matmul.fp32_precision = request.param
+    yield
+    torch.backends.mkldnn.matmul.fp32_precision = kept
+
+
+def test_no_digits_are_lost_where_products_are_lowered(lowered: None) -> None:
+    data, candidates = rows(50, 300), rows(500, 300, seed=1)
+    nearest = NearestSoFar(data, 3)
+    nearest.add(candidates)
+    distances, order = by_hand(data, candidates, 3)
+    np.testing.assert_allclose(nearest.distances, distances, rtol=1e-6)
+    assert np.array_equal(nearest.indices, order)
 
 
 def test_what_is_read_only() -> None:

@@ -130,14 +130,17 @@ def _possible(
     """
     a, longest = asking_lengths, some_lengths.max()
     least, most = 1e-12, 1e15  # of which the squares are ordinary float32 numbers
-    if asking.dtype != np.float32 or not least < a.maximum(longest).max() < most:
+    in_range = least < a.maximum(longest).max() < most
+    precision = torch.backends.mkldnn.matmul.fp32_precision  # type: ignore[attr-defined]
+    lowered = precision not in ("none", "ieee")
+    if asking.dtype != np.float32 or lowered or not in_range:
         return np.divmod(np.arange(len(asking) * len(some)), len(some))
     terms = asking.shape[1] + 2
     error = _UNIT * (2 * terms * a * longest + 16 * (a.square() + longest.square()))
-    # |b|^2 - 2 a b: a square of the distance but for |a|^2
-    products = torch.addmm(
-        some_lengths.square().float(), _tensor(asking), _tensor(some).T, alpha=-2
-    )
+    squares = some_lengths.square().float()
+    with torch.autocast("cpu", enabled=False):
+        # |b|^2 - 2 a b: a square of the distance but for |a|^2
+        products = torch.addmm(squares, _tensor(asking), _tensor(some).T, alpha=-2)
     limit = torch.from_numpy(limits).square()
     if k <= len(some) and limit.isinf().any():
         kth = products.topk(k, dim=1, largest=False, sorted=False).values.amax(1)
@@ -167,7 +170,7 @@ def _measured(
     rows, columns = rows[kept], columns[kept]
     places = np.arange(len(rows)) - np.searchsorted(rows, rows)
     found[1][rows, places] = columns
-    step = max(1, _GATHERED // asking.shape[1])
+    step = max(1, _GATHERED // max(1, asking.shape[1]))
     for start in range(0, len(rows), step):
         part = slice(start, start + step)
         to, at = (torch.from_numpy(each[part]) for each in (rows, columns))
