@@ -25,8 +25,8 @@ class NearestSoFar:
     """The ``k`` nearest of candidates that come in parts, to each row of ``data``.
 
     Memory is that of ``data`` and of one part, so candidates may be many more than fit. Exact, with squares summed in
-    float64: of float32 rows only where a product in float32, whose error is bounded, does not tell, which takes half
-    the time of scikit-learn's search or less. That one has the others, and rows to which many candidates are left.
+    float64: of float32 rows only where a product in float32, whose error is bounded, does not tell. scikit-learn's
+    search, whose products are of float64, has the others, and rows to which many candidates are left.
 
     Args:
         data: ``(N, ...)``, finite numbers; rows are flattened, and computed with in float32 unless they are float64.
@@ -64,7 +64,7 @@ class NearestSoFar:
             )
         if len(rows) == 0:
             return
-        rows = rows.astype(self._data.dtype, copy=False)
+        rows = rows.to(self._data.dtype)
         nearest = _widened(self.distances, self.indices, min(self._k, self._seen + len(rows)))
         with tqdm(
             total=len(self._data) * len(rows),
@@ -78,30 +78,22 @@ class NearestSoFar:
                 lengths = _lengths(some)
                 for start in range(0, len(self._data), _ROWS):
                     part = slice(start, start + _ROWS)
-                    asking = self._data[part]
-                    limits = nearest[0][part, -1]
+                    asking, limits = self._data[part], nearest[0][part, -1]
                     possible = _possible(
                         asking, some, self._lengths[part], lengths, limits, self._k
                     )
-                    found = _measured(asking, some, *possible, self._k)
+                    distances, columns = _measured(asking, some, possible, self._k)
                     _merge(
-                        nearest[0][part], nearest[1][part], found[0], found[1] + self._seen + first
+                        nearest[0][part], nearest[1][part], distances, columns + self._seen + first
                     )
                     bar.update(len(asking) * len(some))
         self.distances, self.indices = nearest
         self._seen += len(rows)
 
 
-def _lengths(rows: np.ndarray) -> Tensor:
+def _lengths(rows: Tensor) -> Tensor:
     """float64 (N,)."""
-    return torch.linalg.vector_norm(_tensor(rows), dim=1, dtype=torch.float64)
-
-
-def _tensor(rows: np.ndarray) -> Tensor:
-    """To be read only, as ``rows`` may be: then torch warns, and has nothing to keep from writing."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
-        return torch.from_numpy(rows)
+    return torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
 
 
 def _widened(
@@ -109,21 +101,18 @@ def _widened(
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Copies of ``width`` columns; what is not known yet is infinitely far."""
     missing = ((0, 0), (0, width - distances.shape[1]))
-    return (
-        np.pad(distances, missing, constant_values=np.inf),
-        np.pad(indices, missing),
-    )
+    return np.pad(distances, missing, constant_values=np.inf), np.pad(indices, missing)
 
 
 def _possible(
-    asking: np.ndarray,
-    some: np.ndarray,
+    asking: Tensor,
+    some: Tensor,
     asking_lengths: Tensor,
     some_lengths: Tensor,
     limits: np.ndarray,
     k: int,
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The pairs (row, candidate) that may be nearer than the row's limit, or among its k nearest of these, in order.
+) -> Tensor:
+    """Bool (rows, candidates): which may be nearer than the row's limit, or among its k nearest of these.
 
     A sum of d products a b in float32 has an error of at most (d + 2) u |a| |b|, in any order of summation (Higham
     2002, section 3.1), all else here one of a few u (|a|^2 + |b|^2).
@@ -133,54 +122,46 @@ def _possible(
     in_range = least < a.maximum(longest).max() < most
     precision = torch.backends.mkldnn.matmul.fp32_precision  # type: ignore[attr-defined]
     lowered = precision not in ("none", "ieee")
-    if asking.dtype != np.float32 or lowered or not in_range:
-        return np.divmod(np.arange(len(asking) * len(some)), len(some))
+    if asking.dtype != torch.float32 or lowered or not in_range:
+        return torch.ones(len(asking), len(some), dtype=torch.bool)
     terms = asking.shape[1] + 2
     error = _UNIT * (2 * terms * a * longest + 16 * (a.square() + longest.square()))
-    squares = some_lengths.square().float()
     with torch.autocast("cpu", enabled=False):
         # |b|^2 - 2 a b: a square of the distance but for |a|^2
-        products = torch.addmm(squares, _tensor(asking), _tensor(some).T, alpha=-2)
+        products = torch.addmm(some_lengths.square().float(), asking, some.T, alpha=-2)
     limit = torch.from_numpy(limits).square()
     if k <= len(some) and limit.isinf().any():
         kth = products.topk(k, dim=1, largest=False, sorted=False).values.amax(1)
         limit = limit.minimum(kth.double() + a.square() + error)
     limit = limit.minimum((a + longest).square())  # none is farther, and larger numbers are coarser
-    possible = products <= (limit + error - a.square()).float()[:, None]
-    rows, columns = possible.nonzero(as_tuple=True)
-    return rows.numpy(), columns.numpy()
+    return products <= (limit + error - a.square()).float()[:, None]
 
 
 def _measured(
-    asking: np.ndarray, some: np.ndarray, rows: np.ndarray, columns: np.ndarray, k: int
+    asking: Tensor, some: Tensor, possible: Tensor, k: int
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Distances of these pairs, and the candidates: a row each, the first columns of it; infinitely far the others.
+    """Distances of possible candidates, and which: a row's in its first columns; infinitely far the others.
 
-    Of rows that are in many pairs only k, the nearest.
+    Of rows that have many only the k nearest.
     """
-    counts = np.bincount(rows, minlength=len(asking))
+    counts = possible.sum(1)
     many = counts > _FEW
     k = min(k, len(some)) if many.any() else 0
-    found = _widened(
-        np.empty((len(asking), 0)),
-        np.empty((len(asking), 0), np.int64),
-        max(counts[~many].max(initial=0), k),
-    )
-    kept = ~many[rows]
-    rows, columns = rows[kept], columns[kept]
-    places = np.arange(len(rows)) - np.searchsorted(rows, rows)
+    counts[many] = k
+    nothing = np.empty((len(asking), 0))
+    found = _widened(nothing, nothing.astype(np.int64), int(counts.max()))
+    rows, columns = possible.logical_and(~many[:, None]).nonzero(as_tuple=True)
+    places = torch.arange(len(rows)) - torch.searchsorted(rows, rows)
     found[1][rows, places] = columns
     step = max(1, _GATHERED // max(1, asking.shape[1]))
-    for start in range(0, len(rows), step):
-        part = slice(start, start + step)
-        to, at = (torch.from_numpy(each[part]) for each in (rows, columns))
-        apart = _tensor(asking)[to].double().sub_(_tensor(some)[at])
-        found[0][rows[part], places[part]] = torch.linalg.vector_norm(apart, dim=1).numpy()
+    for part in torch.arange(len(rows)).split(step):
+        apart = asking[rows[part]].double().sub_(some[columns[part]])
+        found[0][rows[part], places[part]] = torch.linalg.vector_norm(apart, dim=1)
     if k:
         from sklearn.neighbors import NearestNeighbors  # most of a second to import
 
-        search = NearestNeighbors(n_neighbors=k, algorithm="brute").fit(some)
-        found[0][many, :k], found[1][many, :k] = search.kneighbors(asking[many])
+        search = NearestNeighbors(n_neighbors=k, algorithm="brute").fit(some.numpy())
+        found[0][many, :k], found[1][many, :k] = search.kneighbors(asking[many].numpy())
     return found
 
 
@@ -194,7 +175,7 @@ def _merge(
     indices[:] = np.take_along_axis(np.concatenate([indices, new_indices], 1), order, 1)
 
 
-def _rows(owner: str, name: str, values: ArrayLike) -> np.ndarray:
+def _rows(owner: str, name: str, values: ArrayLike) -> Tensor:
     array = np.asarray(values)
     if array.ndim < 2 or array.dtype.kind not in "fiu":
         raise UserError(
@@ -204,7 +185,9 @@ def _rows(owner: str, name: str, values: ArrayLike) -> np.ndarray:
     rows = np.ascontiguousarray(array.reshape(len(array), math.prod(array.shape[1:])), dtype=wide)
     if not np.isfinite(rows).all():
         raise UserError(f"{owner}(): {name!r} must be finite")
-    return rows
+    with warnings.catch_warnings():  # they are only read
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        return torch.from_numpy(rows)
 
 
 def nearest_neighbour_accuracy(
