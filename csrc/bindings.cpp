@@ -13,6 +13,7 @@
 #include "cpu/capability.h"
 #include "cpu/ceilings.h"
 #include "cpu/conv_plan.h"
+#include "cpu/engine_race.h"
 #include "cpu/switches.h"
 #include "cpu/workspace.h"
 #include "ops/convolution.h"
@@ -173,6 +174,20 @@ void define_memory(py::module_& m) {
       unlocked());
 }
 
+std::vector<int64_t> race(const std::vector<std::vector<double>>& seconds) {
+  const std::vector<dcgan_fast::cpu::ConvEngine> engines(seconds.empty() ? 0 : seconds[0].size());
+  std::vector<const dcgan_fast::cpu::ConvEngine*> runners;
+  for (const auto& engine : engines) runners.push_back(&engine);
+  dcgan_fast::cpu::EngineRace run(runners);
+  std::vector<int64_t> chosen;
+  for (const auto& of_call : seconds) {
+    const auto* engine = run.choose();
+    chosen.push_back(engine - engines.data());
+    run.report(engine, of_call[chosen.back()]);
+  }
+  return chosen;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -182,6 +197,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("cpu_capability", cpu::capability_name, "Which variant of the CPU kernels runs here.");
   m.def("convolution_engines", cpu::engine_names, "The engines for convolutions that run here, beside ATen.");
   m.def("_force_engine", [](const std::string& name) { cpu::force_engine(name); }, "For tests: one engine for all, or ''.");
+  m.def("_race", race, "For tests: which engine a race chooses at each call, where engine e takes seconds[call][e].");
   // Ceilings of the machine, for the benchmarks: GFLOP/s on torch's number of threads. None: there is no such unit.
   const pybind11::call_guard<pybind11::gil_scoped_release> no_gil;
   m.def("measure_fma", dcgan_fast::cpu::measure_fma, pybind11::arg("seconds"), no_gil);

@@ -852,6 +852,33 @@ def test_an_adaptive_choice_is_right_whatever_it_tries():
     assert cpu.adaptive is False
 
 
+NEW_PAGES = 0.2  # seconds that a first write to memory takes; kernels take milliseconds
+
+
+def test_new_memory_decides_no_race():
+    first_two = [[NEW_PAGES, NEW_PAGES]] * 2
+    chosen = _C._race(first_two + [[0.004, 0.009]] * 30)
+    assert sorted(chosen[:4]) == [0, 0, 1, 1]  # both run twice
+    assert set(chosen[4:31]) == {0}
+
+
+def test_a_race_forgets_a_bad_start_as_soon_as_it_is_run_better():
+    chosen = _C._race([[NEW_PAGES, 0.009]] * 31 + [[0.004, 0.009]] * 32)
+    assert set(chosen[4:31]) == {1}
+    assert set(chosen[31:63]) == {0}  # tried again at the 32nd call, and kept
+
+
+def test_one_interrupted_run_costs_no_race():
+    usual = [0.004, 0.009]
+    assert set(_C._race([usual] * 10 + [[NEW_PAGES, 0.009]] + [usual] * 20)[4:]) == {0}
+
+
+def test_an_engine_that_stays_slower_loses_its_race():
+    chosen = _C._race([[0.004, 0.009]] * 10 + [[0.012, 0.009]] * 20)
+    assert set(chosen[4:10]) == {0}
+    assert set(chosen[14:]) == {1}
+
+
 def test_the_copy_engine_is_asked_for():
     assert backends.cuda.copy_engine is False  # until hardware has confirmed its kernels
     try:

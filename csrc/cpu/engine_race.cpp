@@ -11,16 +11,23 @@ namespace {
 
 constexpr int64_t kFirstRuns = 2;      // the first packs weights
 constexpr int64_t kCallsBetween = 32;  // that the fastest has before another is tried
-constexpr double kNewest = 0.5;        // weight of the last run
+constexpr double kNewest = 0.5;        // weight of a run that took longer than those before
+constexpr double kLongest = 2;         // times those before that it may count as: new pages, an interrupt
+
+double joined(double before, double newest) {
+  if (newest <= before) return newest;  // nothing makes a kernel faster than it is
+  return (1 - kNewest) * before + kNewest * std::min(newest, kLongest * before);
+}
 
 }  // namespace
 
 const ConvEngine* EngineRace::choose() {
   const std::lock_guard lock(mutex_);
   ++calls_;
-  for (Runner& r : runners_) {
-    if (r.runs < kFirstRuns) return r.engine;
-  }
+  // in turns: what the first calls of a shape meet (memory that was never touched) is not one engine's alone
+  const auto by_runs = [](auto& a, auto& b) { return a.runs < b.runs; };
+  const auto newest = std::min_element(runners_.begin(), runners_.end(), by_runs);
+  if (newest->runs < kFirstRuns) return newest->engine;
   const auto stalest =
       std::min_element(runners_.begin(), runners_.end(), [](auto& a, auto& b) { return a.last < b.last; });
   if (calls_ % kCallsBetween == 0) return stalest->engine;
@@ -41,7 +48,7 @@ void EngineRace::report(const ConvEngine* engine, double seconds) {
   const std::lock_guard lock(mutex_);
   for (Runner& r : runners_) {
     if (r.engine != engine) continue;
-    r.seconds = r.runs < kFirstRuns ? seconds : (1 - kNewest) * r.seconds + kNewest * seconds;
+    r.seconds = r.runs == 0 ? seconds : joined(r.seconds, seconds);
     ++r.runs;
     r.last = calls_;
   }
