@@ -105,6 +105,8 @@ TORCH_LIBRARY(dcgan_fast, m) {
   m.def("_svm_descend_(Tensor gram, Tensor targets, int columns, Tensor(a!) dual, Tensor scores, float C, int sweeps, "
         "float tolerance, int seed) -> Tensor");
   m.def("_pool_features_(Tensor maps, int size, Tensor(a!) features, int column) -> ()");
+  m.def("_conv_pool_features_(Tensor input, Tensor weight, Tensor? bias, Tensor[] bn, int[2] stride, int[2] padding, "
+        "str activation, float negative_slope, float eps, int size, Tensor(a!) features, int column) -> Tensor");
 
   m.def("_convolution_engines(Tensor input, Tensor weight, " CONV_TRANSPOSE "bool transposed) -> str[]",
         dcgan_fast::convolution_engines);

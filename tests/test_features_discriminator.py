@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from dcgan_fast import models
+from dcgan_fast import _C, functional, models, unfuse
 from dcgan_fast.errors import UserError
 from dcgan_fast.features import DiscriminatorFeatures
 from dcgan_fast.features import discriminator as module
@@ -110,6 +110,151 @@ def test_pool_refuses(change: dict[str, Any], message: str) -> None:
     }
     with pytest.raises((ValueError, TypeError), match=r"_pool_features_\(\): " + message):
         torch.ops.dcgan_fast._pool_features_(**{**given, **change})
+
+
+def bn_of(channels: int) -> list[torch.Tensor]:
+    weight, bias, mean = torch.randn(3, channels)
+    return [weight, bias, mean, torch.rand(channels) + 0.5]
+
+
+def pooled_by_convolution(
+    maps: torch.Tensor,
+    weight: torch.Tensor,
+    bn: list[torch.Tensor],
+    out: torch.dtype,
+    size: int,
+    stride: int,
+) -> None:
+    """The op's maps are those of the fused op, and its features their maxima, to the bit."""
+    convolution = {"stride": [stride, stride], "padding": [1, 1]}
+    activation = {"activation": "leaky_relu", "negative_slope": 0.2}
+    if bn:
+        expected = functional.conv_bn_act(
+            maps, weight, *bn, training=False, eps=1e-3, **convolution, **activation
+        )
+    else:
+        expected = functional.conv_act(maps, weight, None, **convolution, **activation)
+    rows = torch.full((len(maps), 5 + weight.size(0) * size**2), 7.0, dtype=out)
+    found = torch.ops.dcgan_fast._conv_pool_features_(
+        maps, weight, None, bn, **convolution, **activation, eps=1e-3, size=size, features=rows, column=3
+    )  # fmt: skip
+    assert torch.equal(found, expected) and found.stride() == expected.stride()
+    pooled = nn.functional.adaptive_max_pool2d(expected.float(), size).flatten(1).to(out)
+    assert torch.equal(rows[:, 3:-2], pooled)
+    assert (rows[:, :3] == 7).all() and (rows[:, -2:] == 7).all()
+
+
+@pytest.mark.parametrize("engine", [*_C.convolution_engines(), "whichever"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("batch", "channels", "side", "size", "stride"),
+    [
+        (5, (3, 40), 16, 4, 1),  # whole images in blocks of the thin engine
+        (2, (3, 70), 30, 4, 2),  # windows that overlap
+        (1, (1, 16), 64, 4, 2),  # one image for two threads
+        (3, (2, 33), 9, 4, 1),
+        (5, (40, 96), 16, 4, 1),
+        (3, (33, 65), 15, 3, 2),  # images that share a block of tiles
+        (1, (64, 130), 8, 4, 1),  # panels of one image in two threads
+        (70, (16, 32), 4, 2, 2),
+        (0, (3, 8), 8, 4, 1),
+    ],
+)
+def test_a_convolution_pools_what_it_makes(
+    engine: str,
+    dtype: torch.dtype,
+    batch: int,
+    channels: tuple[int, int],
+    side: int,
+    size: int,
+    stride: int,
+) -> None:
+    kernel = 3 if stride == 1 else 4
+    maps = torch.randn(batch, channels[0], side, side).to(dtype)
+    weight = (torch.randn(channels[1], channels[0], kernel, kernel) / 8).to(dtype)
+    _C._force_engine("" if engine == "whichever" else engine)
+    try:
+        pooled_by_convolution(maps, weight, [], torch.float16, size, stride)
+        last = maps.contiguous(memory_format=torch.channels_last)
+        pooled_by_convolution(last, weight, bn_of(channels[1]), torch.float32, size, stride)
+    finally:
+        _C._force_engine("")
+
+
+def test_a_convolution_streams_large_maps_past_the_caches_and_pools_them() -> None:
+    maps = torch.randn(30, 3, 32, 32)
+    pooled_by_convolution(maps, torch.randn(128, 3, 3, 3), [], torch.float32, 4, 1)
+    maps[7, 1, 20, 3] = torch.nan
+    rows = torch.empty(30, 128 * 16)
+    torch.ops.dcgan_fast._conv_pool_features_(
+        maps, torch.randn(128, 3, 3, 3), None, [], 1, 1, "relu", 0.0, 0.0, 4, rows, 0
+    )
+    assert rows[7].isnan().any() and not rows[:7].isnan().any() and not rows[8:].isnan().any()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"input": torch.zeros(2, 3, 8, 8).double()}, "'input' must be float32, bfloat16 or float16, got Double"),
+        ({"weight": torch.zeros(4, 2, 3, 3)}, r"'weight' must be \(out, in, kH, kW\) with in = 3"),
+        ({"bias": torch.zeros(5)}, r"'bias' must be"),
+        ({"bn": [torch.zeros(4)] * 3}, "'bn' must be empty, or four tensors in place of a 'bias', got 3"),
+        ({"bn": [torch.zeros(4)] * 4, "bias": torch.zeros(4)}, "four tensors in place of a 'bias', got 4"),
+        ({"bn": [torch.zeros(5)] * 4}, "'bn_weight' must be"),
+        ({"activation": "gelu"}, "'activation' must be"),
+        ({"features": torch.zeros(2, 63)}, "'column' must leave room for 64 features of 63, got 0"),
+        ({"features": torch.zeros(3, 64)}, r"'features' must be \(N, width\) with N = 2"),
+        ({"size": 0}, "'size' must be at least 1, got 0"),
+    ],
+)  # fmt: skip
+def test_a_convolution_that_pools_refuses(change: dict[str, Any], message: str) -> None:
+    given: dict[str, Any] = {
+        "input": torch.zeros(2, 3, 8, 8),
+        "weight": torch.zeros(4, 3, 3, 3),
+        "bias": None,
+        "bn": [],
+        "stride": 1,
+        "padding": 1,
+        "activation": "relu",
+        "negative_slope": 0.0,
+        "eps": 1e-5,
+        "size": 4,
+        "features": torch.zeros(2, 64),
+        "column": 0,
+    }
+    with pytest.raises((ValueError, TypeError), match=r"_conv_pool_features_\(\): .*" + message):
+        torch.ops.dcgan_fast._conv_pool_features_(**{**given, **change})
+
+
+@pytest.mark.parametrize("change", ["none", "hook", "unfused", "no affine", "batch", "two runs"])
+def test_convolutions_pool_where_they_can(
+    network: models.Discriminator,
+    images: np.ndarray,
+    monkeypatch: pytest.MonkeyPatch,
+    change: str,
+) -> None:
+    if change == "hook":
+        network.main[0].register_forward_hook(lambda *call: None)
+    elif change == "unfused":
+        network = unfuse(network)
+    elif change == "no affine":
+        network.main[3].weight = None
+        network.main[3].bias = None
+    elif change == "two runs":
+        network.main[2].bias = nn.Parameter(torch.zeros(20))
+    afterwards = []
+    pool = module.pool_features
+    monkeypatch.setattr(
+        module, "pool_features", lambda *a: (afterwards.append(a[0].shape[1]), pool(*a))
+    )
+    statistics = "batch" if change == "batch" else "running"
+    found = DiscriminatorFeatures(network, bn=statistics, device="cpu").transform(images)
+    by_themselves = {"none": [], "hook": [10], "unfused": [10, 20, 40], "batch": [20, 40]}
+    assert afterwards == by_themselves.get(change, [20])
+    if change != "batch":
+        torch.testing.assert_close(
+            torch.from_numpy(found), by_hooks(network, images), rtol=1e-4, atol=1e-5
+        )
 
 
 def test_batch_statistics_leave_the_network_as_it_was(

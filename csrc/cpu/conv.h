@@ -17,6 +17,7 @@
 
 #include "../activation.h"
 #include "moments.h"
+#include "pool_features.h"
 
 namespace dcgan_fast::cpu {
 
@@ -62,13 +63,14 @@ struct BlockMoments {
   void merge(float* mean, float* var) const;  // -> mean and biased variance, [groups, channels]
 };
 
-// What happens to an output block before it leaves the cache: * scale + bias, activation, rounding, statistics.
+// What happens to an output block before it leaves the cache: * scale + bias, activation, rounding, statistics, pooling.
 struct Epilogue {
   const float* scale = nullptr;  // [channels of the output]; none: 1
   const float* bias = nullptr;   // [channels of the output]; none: 0
   Activation activation = Activation::none;
   float negative_slope = 0;
   BlockMoments* moments = nullptr;
+  const PoolFeatures* pool = nullptr;  // of the output, image by image
 };
 
 // An engine. Weights are packed once per version of the weight and direction (down or up); `packed` is 64-byte aligned.

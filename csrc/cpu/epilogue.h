@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <vector>
 
 #include "activations.h"
@@ -63,6 +64,33 @@ struct JoinedMoments {
     m2 = m2 + fmadd(delta * delta, Vec<float>(before * n / total), some.m2());
     count += some.count();
   }
+};
+
+// ---------------------------------------------------------------- pooling
+
+// Pools each image of an output as soon as all of it is written, by the thread that wrote the last of it and has most of it
+// in its cache.
+class PoolWhole {
+ public:
+  // An image is so many units of work, each in so many shares. No `pool`: nothing is pooled.
+  PoolWhole(const PoolFeatures* pool, int64_t images, int64_t units, int64_t shares = 1)
+      : pool_(pool), units_(units), left_(pool_ ? images : 0) {
+    for (auto& left : left_) left.store(units * shares, std::memory_order_relaxed);
+  }
+
+  // Units [begin, end) of the batch, counted image by image, are written, so many shares of them.
+  void wrote(int64_t begin, int64_t end, int64_t shares = 1) {
+    while (pool_ && begin < end) {
+      const int64_t image = begin / units_, next = std::min(end, (image + 1) * units_), done = (next - begin) * shares;
+      if (left_[image].fetch_sub(done, std::memory_order_acq_rel) == done) pool_features_kernels().one(*pool_, image);
+      begin = next;
+    }
+  }
+
+ private:
+  const PoolFeatures* const pool_;
+  const int64_t units_;
+  std::vector<std::atomic<int64_t>> left_;
 };
 
 // ---------------------------------------------------------------- memory
@@ -150,6 +178,12 @@ class Finish {
     });
   }
 
+  // The same without statistics; most[row]: the maxima so far of the columns of the row's window.
+  template <typename Place>
+  void operator()(const Sums& sums, Place&& place, float* const* most) {
+    dispatch_activation(epilogue_.activation, [&](auto activation) { finish<false>(activation, sums, place, most); });
+  }
+
   void reset() {
     if (epilogue_.moments) moments_.assign((columns_ + lanes<float> - 1) / lanes<float>, {});
   }
@@ -164,8 +198,10 @@ class Finish {
   }
 
  private:
-  template <bool kMoments, Activation A, typename Place>
-  void finish(Act<A> activation, const Sums& sums, Place&& place) {
+  struct NoMaxima {};
+
+  template <bool kMoments, Activation A, typename Place, typename Most = NoMaxima>
+  void finish(Act<A> activation, const Sums& sums, Place&& place, Most most = {}) {
     const Vec<float> slope(epilogue_.negative_slope), factor(sums.factor);
     for_vectors<float>(sums.columns, [&](int64_t c, auto count) {
       const int64_t column = sums.at + c;
@@ -182,6 +218,10 @@ class Finish {
           store_wide(to + c, z, count);
         }
         if constexpr (kMoments) moments.add(rounded<T>(z));
+        if constexpr (!std::is_same_v<Most, NoMaxima>) {
+          float* const so_far = most[r] + column;
+          store_acc<float>(so_far, maximum(load_acc<float>(so_far, count), rounded<T>(z)), count);
+        }
       }
       if constexpr (kMoments) moments_[column / lanes<float>].add(moments);
     });

@@ -4,8 +4,6 @@
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
 
-#include <type_traits>
-
 #include "vec.h"
 #include "workspace.h"
 
@@ -19,8 +17,7 @@ void pool_window(const T* corner, int64_t rows, int64_t columns, int64_t row, in
     Vec<T> most = load_vec(corner + c, part);
     for (int64_t y = 0; y < rows; ++y) {
       for (int64_t x = 0; x < columns; ++x) {
-        const Vec<T> v = load_vec(corner + y * row + x * channels + c, part);
-        most = {at::vec::maximum(most.lo, v.lo), at::vec::maximum(most.hi, v.hi)};
+        most = maximum(most, load_vec(corner + y * row + x * channels + c, part));
       }
     }
     store_acc<T>(out + c, most, part);
@@ -51,45 +48,43 @@ void narrow_all(const float* from, int64_t count, c10::Half* to) {
   for (; i < count; ++i) to[i] = static_cast<c10::Half>(from[i]);
 }
 
-template <typename T, typename F>
-void pool(const PoolFeatures& p) {
-  const int64_t windows = p.size * p.size, count = windows * p.channels, row = p.width * p.channels;
-  at::parallel_for(0, p.images, 1, [&](int64_t begin, int64_t end) {
-    auto* const pooled = static_cast<float*>(workspace(2 * count * sizeof(float)));  // [windows, channels]
-    float* const turned = pooled + count;                                            // [channels, windows]
-    for (int64_t n = begin; n < end; ++n) {
-      const T* const maps = static_cast<const T*>(p.maps) + n * p.height * row;
-      for (int64_t y = 0; y < p.size; ++y) {
-        const int64_t top = y * p.height / p.size, bottom = ((y + 1) * p.height + p.size - 1) / p.size;
-        for (int64_t x = 0; x < p.size; ++x) {
-          const int64_t left = x * p.width / p.size, right = ((x + 1) * p.width + p.size - 1) / p.size;
-          pool_window(maps + top * row + left * p.channels, bottom - top, right - left, row, p.channels,
-                      pooled + (y * p.size + x) * p.channels);
-        }
-      }
-      F* const features = static_cast<F*>(p.features) + n * p.row;
-      if constexpr (std::is_same_v<F, float>) {
-        turn(pooled, windows, p.channels, features);
-      } else {
-        turn(pooled, windows, p.channels, turned);
-        narrow_all(turned, count, features);
-      }
-    }
-  });
+void write(const PoolFeatures& p, int64_t image, float* maxima) {
+  const int64_t windows = p.size * p.size, count = p.values(), first = image * p.row;
+  if (!p.half) return turn(maxima, windows, p.channels, static_cast<float*>(p.features) + first);
+  turn(maxima, windows, p.channels, maxima + count);
+  narrow_all(maxima + count, count, static_cast<c10::Half*>(p.features) + first);
 }
 
-void run(const PoolFeatures& args) {
-  AT_DISPATCH_SWITCH(args.dtype, "pool_features", AT_DISPATCH_CASE(at::kFloat, [&] {
-                       args.half ? pool<scalar_t, c10::Half>(args) : pool<scalar_t, float>(args);
-                     }) AT_DISPATCH_CASE(at::kBFloat16, [&] {
-                       args.half ? pool<scalar_t, c10::Half>(args) : pool<scalar_t, float>(args);
-                     }) AT_DISPATCH_CASE(at::kHalf, [&] {
-                       args.half ? pool<scalar_t, c10::Half>(args) : pool<scalar_t, float>(args);
-                     }));
+template <typename T>
+void pool(const PoolFeatures& p, int64_t image) {
+  const int64_t row = p.width * p.channels;
+  auto* const maxima = static_cast<float*>(workspace(2 * p.values() * sizeof(float), kPoolSlot));
+  const T* const maps = static_cast<const T*>(p.maps) + image * p.height * row;
+  for (int64_t y = 0; y < p.size; ++y) {
+    const int64_t top = y * p.height / p.size, bottom = ((y + 1) * p.height + p.size - 1) / p.size;
+    for (int64_t x = 0; x < p.size; ++x) {
+      const int64_t left = x * p.width / p.size, right = ((x + 1) * p.width + p.size - 1) / p.size;
+      pool_window(maps + top * row + left * p.channels, bottom - top, right - left, row, p.channels,
+                  maxima + (y * p.size + x) * p.channels);
+    }
+  }
+  write(p, image, maxima);
+}
+
+void pool_image(const PoolFeatures& p, int64_t image) {
+  AT_DISPATCH_SWITCH(p.dtype, "pool_features", AT_DISPATCH_CASE(at::kFloat, [&] { pool<scalar_t>(p, image); })
+                                                   AT_DISPATCH_CASE(at::kBFloat16, [&] { pool<scalar_t>(p, image); })
+                                                       AT_DISPATCH_CASE(at::kHalf, [&] { pool<scalar_t>(p, image); }));
+}
+
+void pool_all(const PoolFeatures& p) {
+  at::parallel_for(0, p.images, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t image = begin; image < end; ++image) pool_image(p, image);
+  });
 }
 
 }  // namespace
 
-extern const PoolFeaturesKernels pool_features{run};
+extern const PoolFeaturesKernels pool_features{pool_all, pool_image, write};
 
 }  // namespace dcgan_fast::cpu::CPU_CAPABILITY

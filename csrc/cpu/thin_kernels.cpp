@@ -13,6 +13,8 @@
 
 #include <ATen/Parallel.h>
 
+#include <limits>
+#include <optional>
 #include <vector>
 
 #include "epilogue.h"
@@ -26,6 +28,36 @@ namespace {
 
 // ---------------------------------------------------------------- down
 
+// Of a block of whole images: the maxima of their windows, taken beside the sums, so that the map need not stay in a cache.
+class Maxima {
+ public:
+  // What is asked for, if pixels have a window each and images suffice for all threads.
+  static const PoolFeatures* wanted(const ConvShape& s, const PoolFeatures* pool) {
+    return pool && pool->divides() && s.batch >= at::get_num_threads() ? pool : nullptr;
+  }
+
+  Maxima(const PoolFeatures& pool, int64_t begin, int64_t end)
+      : pool_(pool), pixels_(pool.height * pool.width), first_(begin / pixels_), images_((end - begin) / pixels_),
+        data_(scratch<float>(kMaxima, (images_ + 1) * pool.values())) {
+    std::fill_n(data_, images_ * pool.values(), -std::numeric_limits<float>::infinity());
+  }
+
+  float* of(int64_t pixel) const {
+    const int64_t y = pixel % pixels_ / pool_.width, x = pixel % pool_.width;
+    return data_ + (pixel / pixels_ - first_) * pool_.values() + pool_.window(y, x) * pool_.channels;
+  }
+
+  // Writes them: from the last image on, since what lies behind one is scratch.
+  void finish() const {
+    for (int64_t i = images_; i-- > 0;) pool_features_kernels().known(pool_, first_ + i, data_ + i * pool_.values());
+  }
+
+ private:
+  const PoolFeatures& pool_;
+  const int64_t pixels_, first_, images_;
+  float* const data_;
+};
+
 template <typename P>
 void down(const ConvShape& s, const void* fine, const void* packed, void* coarse, const Epilogue& epilogue) {
   using T = typename P::Value;
@@ -33,9 +65,13 @@ void down(const ConvShape& s, const void* fine, const void* packed, void* coarse
   constexpr int64_t kBlockPixels = 512;
   const int64_t depth = P::depth(depth_of(s)), channels = s.coarse.channels, panel_floats = P::kChunk * kPanel;
   BlockMoments* moments = epilogue.moments;
-  const Blocks blocks(coarse_pixels(s), moments ? moments->groups : 1, kBlockPixels, P::kChunk);
+  const PoolFeatures* const beside = Maxima::wanted(s, moments ? nullptr : epilogue.pool);
+  const int64_t image = s.coarse.height * s.coarse.width;
+  const Blocks blocks(coarse_pixels(s), moments ? moments->groups : 1, kBlockPixels, beside ? image : P::kChunk);
   if (moments) moments->resize(blocks.count, channels);
-  const bool stream = may_stream(static_cast<const T*>(coarse), coarse_pixels(s), channels);
+  const bool read_again = epilogue.pool && !beside;
+  const bool stream = !read_again && may_stream(static_cast<const T*>(coarse), coarse_pixels(s), channels);
+  PoolWhole pool(read_again ? epilogue.pool : nullptr, s.batch, image);
 
   for_tasks(blocks.count, [&](auto take) {
     [[maybe_unused]] const TileUnit unit;
@@ -46,16 +82,23 @@ void down(const ConvShape& s, const void* fine, const void* packed, void* coarse
     Finish<T> finish(epilogue, 0, channels, channels, 1, stream);
     for (int64_t b; take(b);) {
       const int64_t begin = blocks.begin(b), end = blocks.end(b);
+      std::optional<Maxima> maxima;
+      if (beside) maxima.emplace(*beside, begin, end);
       for (int64_t at = begin; at < end; at += P::kChunk) {
         const int64_t n = std::min(P::kChunk, end - at);
+        float* most[P::kChunk];
+        for (int64_t r = 0; maxima && r < n; ++r) most[r] = maxima->of(at + r);
         im2col(s, rows, at, at + n, 0, s.kernel[0], depth, left);
         P::multiply(left, round_up(n, P::kRows), depth, packed, channels, sums, panel_floats);
         for (int64_t c = 0; c < channels; c += kPanel) {
           T* to = static_cast<T*>(coarse) + at * channels + c;
-          finish({sums + c / kPanel * panel_floats, n, std::min(kPanel, channels - c), kPanel, c},
-                 [&](int64_t r) { return to + r * channels; });
+          const Sums of_panel{sums + c / kPanel * panel_floats, n, std::min(kPanel, channels - c), kPanel, c};
+          const auto place = [&](int64_t r) { return to + r * channels; };
+          maxima ? finish(of_panel, place, most) : finish(of_panel, place);
         }
       }
+      if (maxima) maxima->finish();
+      pool.wrote(begin, end);
       if (!moments) continue;
       moments->group[b] = blocks.group(b);
       moments->count[b] = finish.statistics(moments->mean.data() + b * channels, moments->m2.data() + b * channels);
@@ -221,6 +264,7 @@ void up(const ConvShape& s, const void* coarse, const void* packed, void* fine, 
   BlockMoments* moments = epilogue.moments;
   const Blocks blocks(s.batch * bands, moments ? moments->groups : 1, ceil_div(kBlockPixels, s.coarse.width), 1);
   if (moments) moments->resize(blocks.count, channels);
+  PoolWhole pool(epilogue.pool, s.batch, bands);
 
   for_tasks(blocks.count, [&](auto take) {
     [[maybe_unused]] const TileUnit unit;
@@ -250,6 +294,7 @@ void up(const ConvShape& s, const void* coarse, const void* packed, void* fine, 
           finish({line(terms), 1, row_values, 0, 0}, [&](int64_t) { return to; });
         }
       }
+      pool.wrote(blocks.begin(b), blocks.end(b));
       if (!moments) continue;
       const int64_t rows_seen = finish.statistics(mean.data(), m2.data());
       finish.reset();

@@ -20,7 +20,7 @@ namespace dcgan_fast::cpu::CPU_CAPABILITY {
 constexpr int64_t kPanel = kGemmPanel;
 
 // The workspaces of a thread, by what they hold.
-enum Slot : int { kFineRows, kLeft, kSums, kLine, kLeftOperand, kRightOperand, kPartials };
+enum Slot : int { kFineRows, kLeft, kSums, kLine, kLeftOperand, kRightOperand, kPartials, kMaxima };
 
 template <typename T>
 T* scratch(Slot slot, int64_t count) {

@@ -120,6 +120,7 @@ void run(const TapOrder& order, const Patches& patches, const TileBlocking& bloc
   // between chunks all pixels' sums are kept, else one group's at a time
   const int64_t pixel_sums = kBlock * blocking.out_panel,
                 sums_bytes = (chunks > 1 ? pixels : largest_group) * pixel_sums * 4;
+  PoolWhole pool(epilogue.pool, patches.batch, patches.per_image(), panels);
 
   for_tasks(panels * blocks, [&](auto take) {
     const TileUnit unit;
@@ -128,7 +129,8 @@ void run(const TapOrder& order, const Patches& patches, const TileBlocking& bloc
     for (int64_t task; take(task);) {
       const int64_t c0 = task / blocks * blocking.out_panel, b = task % blocks, group = b / blocks_per_group;
       const int64_t panel = std::min(blocking.out_panel, out_channels - c0);
-      const PatchBlock block(patches, group * per_group + b % blocks_per_group * kBlock, (group + 1) * per_group);
+      const int64_t first = group * per_group + b % blocks_per_group * kBlock;
+      const PatchBlock block(patches, first, (group + 1) * per_group);
       Finish<T> finish(epilogue, c0, panel, out_channels, weight_factor);
       const float scale = scale_for(largest_of(block, in, in_channels));
       const auto place = [&](int64_t pixel, int64_t r) {
@@ -175,6 +177,7 @@ void run(const TapOrder& order, const Patches& patches, const TileBlocking& bloc
           }
         }
       }
+      pool.wrote(first, first + block.count);
       if (!moments) continue;
       const int64_t count =
           finish.statistics(moments->mean.data() + b * out_channels + c0, moments->m2.data() + b * out_channels + c0);

@@ -62,6 +62,12 @@ VEC_INLINE Vec<T> clamp_negative(const Vec<T>& v) {
   return {at::vec::clamp_min(v.lo, zero), at::vec::clamp_min(v.hi, zero)};
 }
 
+// NaN where one is
+template <typename T>
+VEC_INLINE Vec<T> maximum(const Vec<T>& a, const Vec<T>& b) {
+  return {at::vec::maximum(a.lo, b.lo), at::vec::maximum(a.hi, b.hi)};
+}
+
 // positive where v > 0, other elsewhere (NaN included)
 template <typename T>
 VEC_INLINE Vec<T> where_positive(const Vec<T>& v, const Vec<T>& positive, const Vec<T>& other) {

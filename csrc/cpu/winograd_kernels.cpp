@@ -134,6 +134,8 @@ struct Task {
   int64_t block, begin, tiles;
   int first_part, last_part;          // [first, last)
   int64_t first_panel, last_panel;
+
+  int64_t shares() const { return (last_part - first_part) * (last_panel - first_panel); }
 };
 
 // Cuts the tiles into blocks and, where there are fewer of these than threads, the blocks by parts and panels.
@@ -265,7 +267,6 @@ class Buffers {
  public:
   float *windows, *products, *partial, *scale, *bias;
   T* zeros;
-  int64_t (*pixels)[kTilePixels];
   int64_t* order;
 
   explicit Buffers(const Plan& plan) : tiles_(plan.block) {
@@ -293,7 +294,8 @@ class Buffers {
     int64_t floats = 0;
     for (const int64_t size : sizes) floats += padded(size);
     constexpr int64_t kHugePage = 2 << 20;  // whole ones, so that the workspace is made of them
-    const int64_t wanted = floats * sizeof(float) + tiles_ * (sizeof(*pixels) + sizeof(*order));
+    const auto parts = static_cast<int64_t>(plan.outputs.size());
+    const int64_t wanted = floats * sizeof(float) + tiles_ * (parts * sizeof(*pixels_) + sizeof(*order));
     auto* next = static_cast<float*>(workspace((wanted + kHugePage - 1) / kHugePage * kHugePage));
     for (size_t i = 0; i < std::size(sizes); ++i) {
       *starts[i] = next;
@@ -301,14 +303,15 @@ class Buffers {
     }
     std::fill_n(zeros_start, plan.in.channels, 0.0f);
     zeros = reinterpret_cast<T*>(zeros_start);
-    pixels = reinterpret_cast<int64_t(*)[kTilePixels]>(next);
-    order = pixels[tiles_];
+    pixels_ = reinterpret_cast<int64_t(*)[kTilePixels]>(next);
+    order = pixels_[parts * tiles_];
   }
 
   int64_t plane() const { return tiles_ * kGemmPanel + kSkew; }  // of products
   static int64_t row(const Operand& operand) { return padded(operand.depth); }
   int64_t plane(const Operand& operand) const { return tiles_ * row(operand) + kSkew; }
   int64_t size(const Operand& operand) const { return operand.planes * plane(operand); }
+  int64_t (*pixels_of(int part) const)[kTilePixels] { return pixels_ + part * tiles_; }
   float* products_of(int64_t panel) const { return products + panel * products_of_panel_; }
   float* partial_of(int64_t panel) const { return partial + panel * partial_of_panel_; }
 
@@ -316,6 +319,7 @@ class Buffers {
   static int64_t padded(int64_t floats) { return (floats + 15) / 16 * 16; }
 
   int64_t tiles_, products_of_panel_, partial_of_panel_;  // 0: one panel's place serves all
+  int64_t (*pixels_)[kTilePixels];                        // [parts][tiles]
 };
 
 template <typename T>
@@ -331,16 +335,22 @@ class Convolution {
   void run() const {
     const std::vector<Task> tasks = make_tasks(plan_, epilogue_.moments);
     const auto count = static_cast<int64_t>(tasks.size());
+    PoolWhole pool(epilogue_.pool, plan_.batch, plan_.tiles.per_image(), static_cast<int64_t>(plan_.outputs.size()) * plan_.panels);
     for_tasks(count, [&](auto take) {
       const Buffers<T> buffers(plan_);
       for (int64_t i; take(i);) {
         const TileOrder tiles(plan_.tiles, tasks[i].begin, tasks[i].tiles, buffers.order);
+        for (int part = tasks[i].first_part; part < tasks[i].last_part; ++part) {
+          const int64_t inside = find_outputs(plan_, plan_.outputs[part], tiles, buffers.pixels_of(part));
+          if (epilogue_.moments && tasks[i].first_panel == 0) epilogue_.moments->count[moments_at(tasks[i], part)] = inside;
+        }
         Fetching fetching = plan_.packed_floats > kStayingFloats ? Fetching() : fetching_of(tasks[i], tasks[std::min(i + 1, count - 1)]);
         for (const Stage& stage : plan_.stages) {
           if (stage.runs.front().part < tasks[i].first_part || stage.runs.back().part >= tasks[i].last_part) continue;
           transform(tiles, stage, buffers);
           multiply(tasks[i], tiles, stage, buffers, fetching);
         }
+        pool.wrote(tasks[i].begin, tasks[i].begin + tasks[i].tiles, tasks[i].shares());
       }
     });
   }
@@ -388,7 +398,7 @@ class Convolution {
     for (int64_t p = task.first_panel; p < task.last_panel; ++p) {
       for (const Run& run : stage.runs) {
         multiply(tiles, stage, run, p, buffers, fetching);
-        if (run.ends) finish(task, tiles, run, p, buffers);
+        if (run.ends) finish(task, run, p, buffers);
       }
     }
   }
@@ -416,19 +426,20 @@ class Convolution {
     }
   }
 
-  void finish(const Task& task, const TileOrder& tiles, const Run& run, int64_t p, const Buffers<T>& buffers) const {
+  int64_t moments_at(const Task& task, int part) const {
+    return task.block * static_cast<int64_t>(plan_.outputs.size()) + part;
+  }
+
+  void finish(const Task& task, const Run& run, int64_t p, const Buffers<T>& buffers) const {
     const int64_t n = p * kGemmPanel, channels = std::min(kGemmPanel, plan_.out.channels - n);
-    const int64_t inside = find_outputs(plan_, plan_.outputs[run.part], tiles, buffers.pixels);
     for (int64_t c = 0; c < channels; ++c) {
       buffers.scale[c] = epilogue_.scale ? epilogue_.scale[n + c] : 1.0f;
       buffers.bias[c] = epilogue_.bias ? epilogue_.bias[n + c] : 0.0f;
     }
-    Output<T> out{out_ + n, buffers.pixels, task.tiles, channels, &epilogue_, buffers.scale, buffers.bias, nullptr, nullptr};
+    Output<T> out{out_ + n, buffers.pixels_of(run.part), task.tiles, channels, &epilogue_, buffers.scale, buffers.bias, nullptr, nullptr};
     if (BlockMoments* const moments = epilogue_.moments) {
-      const int64_t block = task.block * static_cast<int64_t>(plan_.outputs.size()) + run.part;
-      if (p == 0) moments->count[block] = inside;
-      out.mean = moments->mean.data() + block * plan_.out.channels + n;
-      out.m2 = moments->m2.data() + block * plan_.out.channels + n;
+      out.mean = moments->mean.data() + moments_at(task, run.part) * plan_.out.channels + n;
+      out.m2 = moments->m2.data() + moments_at(task, run.part) * plan_.out.channels + n;
     }
     dispatch_taps(plan_.terms[run.term], [&](auto y, auto x) {
       transform_outputs<T, y, x>(out, buffers.products_of(p), buffers.plane(), run.first, run.last, buffers.partial_of(p));

@@ -33,11 +33,11 @@ int64_t output_extent(const Convolution& c, const Tensor& input, const Tensor& w
   return in + 2 * c.padding[axis] < kernel ? 0 : (in + 2 * c.padding[axis] - kernel) / c.stride[axis] + 1;
 }
 
-std::array<int64_t, 4> output_sizes(const Convolution& c, const Tensor& input, const Tensor& weight) {
-  return {input.size(0), c.out_channels(weight), output_extent(c, input, weight, 0), output_extent(c, input, weight, 1)};
-}
-
 }  // namespace
+
+std::array<int64_t, 4> Convolution::output_sizes(const Tensor& input, const Tensor& weight) const {
+  return {input.size(0), out_channels(weight), output_extent(*this, input, weight, 0), output_extent(*this, input, weight, 1)};
+}
 
 void Convolution::check(const Tensor& input, const Tensor& weight) const {
   check_maps(op, input);
@@ -111,7 +111,7 @@ bool on_our_cpu(const Tensor& input, const Tensor& weight) {
 #ifdef DCGAN_FAST_CUDA
 bool on_our_cuda(const Convolution& c, const Tensor& input, const Tensor& weight) {
   if (kernels_of(input) != Kernels::cuda || input.numel() == 0 || weight.scalar_type() != input.scalar_type()) return false;
-  const auto output = output_sizes(c, input, weight);
+  const auto output = c.output_sizes(input, weight);
   const at::IntArrayRef fine = c.transposed ? at::IntArrayRef(output) : input.sizes(),
                         coarse = c.transposed ? input.sizes() : at::IntArrayRef(output);
   return !conv_cuda_refusal(c, weight, fine, coarse);
@@ -164,7 +164,7 @@ Tensor weight_gradient(const cpu::ConvEngine& engine, const cpu::ConvShape& shap
 
 Tensor Convolution::fused(const Tensor& input, const Tensor& weight, const ConvFinish& finish,
                           bool gradient_next) const {
-  const auto sizes = output_sizes(*this, input, weight);
+  const auto sizes = output_sizes(input, weight);
 #ifdef DCGAN_FAST_CUDA
   if (on_our_cuda(*this, input, weight)) {
     return laid_out(conv_cuda(*this, transposed, input, weight, sizes, finish), result_format(input, weight));
@@ -175,8 +175,12 @@ Tensor Convolution::fused(const Tensor& input, const Tensor& weight, const ConvF
   const auto direction = transposed ? cpu::Direction::up : cpu::Direction::down;
   const cpu::ConvEngine* engine = cpu::choose_engine(shape, direction);
   if (!engine) return {};
-  const CpuEpilogue epilogue(finish);
+  CpuEpilogue epilogue(finish);
   const Tensor out = empty_maps(sizes, input.options(), at::MemoryFormat::ChannelsLast);
+  if (finish.pool) {
+    finish.pool->maps = out.const_data_ptr();
+    epilogue.of_engine.pool = finish.pool;
+  }
   run_engine(*engine, direction, shape, weight, channels_last(input), out, epilogue.of_engine, !gradient_next);
   return laid_out(out, result_format(input, weight));
 }
@@ -194,7 +198,7 @@ class OneProduct {
   static bool is(const Convolution& c, const Tensor& input, const Tensor& weight) {
     if (!input.is_cpu() || input.numel() == 0) return false;
     if (input.scalar_type() != at::kFloat && input.scalar_type() != at::kDouble) return false;
-    const auto output = output_sizes(c, input, weight);
+    const auto output = c.output_sizes(input, weight);
     const at::IntArrayRef fine = c.transposed ? at::IntArrayRef(output) : input.sizes(),
                           coarse = c.transposed ? input.sizes() : at::IntArrayRef(output);
     return c.padding == at::IntArrayRef{0, 0} && coarse.slice(2) == at::IntArrayRef{1, 1} &&
@@ -307,7 +311,7 @@ std::vector<std::string> convolution_engines(const Tensor& input, const Tensor& 
   if (on_our_cuda(c, input, weight)) return std::vector<std::string>(3, conv_cuda_name(input.scalar_type()));
 #endif
   if (!on_our_cpu(input, weight)) return {"ATen", "ATen", "ATen"};
-  const auto sizes = output_sizes(c, input, weight);
+  const auto sizes = c.output_sizes(input, weight);
   const auto shape = transposed ? shape_of(c, weight, sizes, input.sizes()) : shape_of(c, weight, input.sizes(), sizes);
   const auto forward = transposed ? cpu::Direction::up : cpu::Direction::down,
              backward = transposed ? cpu::Direction::down : cpu::Direction::up;

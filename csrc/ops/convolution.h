@@ -27,6 +27,7 @@ struct ConvFinish {
   double negative_slope = 0;
   MapStatistics* statistics = nullptr;  // gathered here, where neither of the others is asked for
   BatchNormBelow* below = nullptr;      // the output is its gradient: the sums of that are gathered there
+  cpu::PoolFeatures* pool = nullptr;    // on the CPU: where the output's maxima go, image by image; gets the output's address
 };
 
 struct Convolution {
@@ -39,6 +40,7 @@ struct Convolution {
   // Raises unless `input` (N, in, H, W) can be convolved with `weight`: (out, in, kH, kW), transposed (in, out, kH, kW).
   void check(const Tensor& input, const Tensor& weight) const;
   int64_t out_channels(const Tensor& weight) const { return weight.size(transposed ? 1 : 0); }
+  std::array<int64_t, 4> output_sizes(const Tensor& input, const Tensor& weight) const;
   // The strides as kernels are told them: between coarse pixels, so that an axis of one has none. Any that reaches over the
   // fine map serves there, and multiples of a user's 2^63 - 1 would overflow.
   std::array<int64_t, 2> strides_between(const Tensor& weight, at::IntArrayRef fine, at::IntArrayRef coarse) const;

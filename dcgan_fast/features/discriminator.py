@@ -21,6 +21,7 @@ from ..devices import pick_device
 from ..errors import UserError
 from ..files import remove_if_there, write_text
 from ..networks import Discriminator
+from ..nn import FusedSequential, Run, activation_options, plain_is_wanted
 from ..reading import parse_json, read_array
 from ..training.checkpoint import load_networks
 
@@ -37,9 +38,9 @@ class DiscriminatorFeatures(TransformerMixin, BaseEstimator):
 
     >>> features = DiscriminatorFeatures("runs/cifar10-pytorch").transform(images)  # uint8 (N, C, S, S)
 
-    A layer's maps are pooled into the row of features as soon as they are there, and then only the next layer needs
-    them: two maps live at most. Nothing is fitted. Convolutions run on whatever of the CPU is fastest meanwhile
-    (``backends.cpu.adaptive``), so that features may differ between runs by rounding.
+    Convolutions pool each image's maps into its row of features when these are made and still in the cache; then only
+    the next layer needs them: two maps live at most. Nothing is fitted. Convolutions run on whatever of the CPU is
+    fastest meanwhile (``backends.cpu.adaptive``), so that features may differ between runs by rounding.
 
     Args:
         network: a checkpoint, a run folder, a bare state dict, or a :class:`~dcgan_fast.models.Discriminator`.
@@ -212,10 +213,54 @@ class DiscriminatorFeatures(TransformerMixin, BaseEstimator):
         """One batch's maps, pooled layer by layer into its rows."""
         features, last = torch.from_numpy(rows), max(self.columns_)
         for number, layer in enumerate(self.layers_[: last + 1]):
-            maps = layer(maps)
-            if number not in self.columns_:
-                continue
-            pool_features(maps, self.size, features, self.columns_[number])
+            column = self.columns_.get(number)
+            maps = (
+                layer(maps) if column is None else _pooled(layer, maps, self.size, features, column)
+            )
+
+
+def _pooled(layer: nn.Sequential, maps: Tensor, size: int, features: Tensor, column: int) -> Tensor:
+    """What ``layer`` makes of ``maps``, which is pooled as :func:`pool_features` does: by its convolution itself, image
+    by image, where that is a fused one on the CPU."""
+    run = _convolution_that_pools(layer, maps)
+    if run is None:
+        maps = layer(maps)
+        pool_features(maps, size, features, column)
+        return maps
+    conv, bn = cast(nn.Conv2d, run.convolution), run.normalisation
+    found: Tensor = torch.ops.dcgan_fast._conv_pool_features_(
+        maps,
+        conv.weight,
+        conv.bias,
+        [] if bn is None else [bn.weight, bn.bias, bn.running_mean, bn.running_var],
+        conv.stride,
+        conv.padding,
+        eps=0.0 if bn is None else bn.eps,
+        size=size,
+        features=features,
+        column=column,
+        **activation_options(run.activation),
+    )
+    return found
+
+
+def _convolution_that_pools(layer: nn.Sequential, maps: Tensor) -> Run | None:
+    """The one run that is all of ``layer``, if it is a convolution whose op can pool what it makes of ``maps``."""
+    if not isinstance(layer, FusedSequential) or plain_is_wanted(maps):
+        return None
+    run, *others = layer.runs()
+    bn = run.normalisation
+    by_op = (
+        not others
+        and type(run.convolution) is nn.Conv2d
+        and maps.device.type == "cpu"
+        and maps.dtype in (torch.float32, torch.bfloat16, torch.float16)
+        and not torch.is_autocast_enabled("cpu")
+    )
+    by_running_statistics = bn is None or not (
+        bn.training or bn.running_mean is None or bn.weight is None or bn.bias is None
+    )
+    return run if by_op and by_running_statistics else None
 
 
 def pool_features(maps: Tensor, size: int, features: Tensor, column: int) -> None:
