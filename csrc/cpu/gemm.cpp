@@ -23,16 +23,32 @@ constexpr int rows_of(int) { return 6; }
 constexpr int64_t kColumns = kVectors * kLanes;
 static_assert(kGemmPanel % kColumns == 0);
 
-// What to fetch, spread evenly over the iterations of the loops on k.
+// What to fetch, spread evenly over the blocks and their iterations of the loop on k. With more rows than blocks the last
+// rows are left out.
 struct Fetches {
-  const char* at;
-  int64_t step;  // bytes
+  const char *at, *row;  // of the next block, in iteration l at + l * step; where its row begins
+  int64_t step;          // bytes
+  int64_t blocks_of_row, left, pitch;
+
+  // `otherwise`: a line that is there, fetched where nothing is asked for: a fetch of nowhere walks the page tables.
+  Fetches(const Ahead& ahead, const void* otherwise, int64_t blocks, int64_t k)
+      : at(static_cast<const char*>(ahead.bytes > 0 ? ahead.at : otherwise)), row(at),
+        blocks_of_row(std::max<int64_t>(1, blocks / std::max<int64_t>(1, ahead.rows))), left(blocks_of_row), pitch(ahead.pitch) {
+    step = (ahead.bytes + blocks_of_row * k - 1) / (blocks_of_row * k);
+  }
+
+  void next_block(int64_t k) {
+    at += k * step;
+    if (--left > 0) return;
+    left = blocks_of_row;
+    at = row += pitch;
+  }
 };
 
 // The inner loop; a_row or a_column is 1 (the one that TransposedA says), the other `stride`.
 template <int R, int N, bool TransposedA>
 VEC_INLINE void block(int64_t k, const float* a, int64_t stride, const float* b, int64_t b_row, float* c,
-                      bool accumulate, Fetches fetches) {
+                      bool accumulate, const char* fetched, int64_t step) {
   V sums[R][N];
 #pragma GCC unroll 16
   for (int i = 0; i < R; ++i) {
@@ -43,7 +59,7 @@ VEC_INLINE void block(int64_t k, const float* a, int64_t stride, const float* b,
     V row[N];
 #pragma GCC unroll 4
     for (int j = 0; j < N; ++j) row[j] = load(b + l * b_row + j * kLanes);
-    __builtin_prefetch(fetches.at + l * fetches.step, 0, 2);
+    __builtin_prefetch(fetched + l * step, 0, 2);
 #pragma GCC unroll 16
     for (int i = 0; i < R; ++i) {
       const V element = broadcast(TransposedA ? a[l * stride + i] : a[i * stride + l]);
@@ -64,12 +80,11 @@ VEC_INLINE void block(int64_t k, const float* a, int64_t stride, const float* b,
 template <bool TransposedA, int N>
 void all_rows(const GemmPanel& p, const float* a, int64_t k, const float* b, float* c, bool accumulate, Fetches& fetches) {
   const int64_t stride = TransposedA ? p.a_column : p.a_row, next = TransposedA ? 1 : p.a_row;
-  const int64_t of_block = k * fetches.step;
   int64_t i = 0;
   const auto take = [&]<int R>(std::integral_constant<int, R>) {
     for (; i + R <= p.m; i += R) {
-      block<R, N, TransposedA>(k, a + i * next, stride, b, p.n, c + i * kGemmPanel, accumulate, fetches);
-      fetches.at += of_block;
+      block<R, N, TransposedA>(k, a + i * next, stride, b, p.n, c + i * kGemmPanel, accumulate, fetches.at, fetches.step);
+      fetches.next_block(k);
     }
   };
   take(std::integral_constant<int, rows_of(N)>());
@@ -83,8 +98,7 @@ void multiply(const GemmPanel& p) {
   if (p.m == 0 || p.k == 0) return;  // k: of a sum that is added to
   const int64_t parts = (p.k + kDepth - 1) / kDepth;
   const int64_t blocks = (p.m + rows_of(kVectors) - 1) / rows_of(kVectors) * ((p.n + kColumns - 1) / kColumns);
-  const void* first = p.ahead.bytes > 0 ? p.ahead.at : p.c;  // else a line that is there: a fetch of nowhere walks the page tables
-  Fetches fetches{static_cast<const char*>(first), (p.ahead.bytes + blocks * p.k - 1) / (blocks * p.k)};
+  Fetches fetches(p.ahead, p.c, blocks * parts, p.k / parts);
   for (int64_t part = 0; part < parts; ++part) {
     const int64_t begin = p.k * part / parts, k = p.k * (part + 1) / parts - begin;
     const float *a = p.a + begin * p.a_column, *b = p.b + begin * p.n;

@@ -22,7 +22,8 @@ constexpr int64_t kGemmWidth = 16;
 // address will do.
 struct Ahead {
   const void* at = nullptr;
-  int64_t bytes = 0;
+  int64_t bytes = 0;            // of each row
+  int64_t rows = 1, pitch = 0;  // pitch: bytes from one row to the next
 };
 
 // c[i, j] = sum over l of a[i, l] * b[l, j] (+ c[i, j] where `accumulate`), for i < m, j < n, l < k

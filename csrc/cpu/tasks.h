@@ -41,10 +41,11 @@ class Tasks {
 };
 
 // Calls work(take) in each thread, which does `for (int64_t task; take(task);)`. What it sets up before serves all its tasks.
+// `one_queue`: threads take whatever is next, without shares: for few tasks of different sizes, the largest first.
 template <typename F>
-void for_tasks(int64_t count, F&& work) {
+void for_tasks(int64_t count, F&& work, bool one_queue = false) {
   const int64_t shares = at::in_parallel_region() ? 1 : std::min<int64_t>(count, at::get_num_threads());
-  Tasks tasks(count, shares);
+  Tasks tasks(count, one_queue ? std::min<int64_t>(shares, 1) : shares);
   at::parallel_for(0, shares, 1, [&](int64_t begin, int64_t end) {
     for (int64_t share = begin; share < end; ++share) work([&](int64_t& task) { return tasks.take(share, task); });
   });

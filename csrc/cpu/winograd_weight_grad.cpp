@@ -67,7 +67,7 @@ class WeightGradient {
         sum(Block{plan_.terms[i / (coarse_blocks * fine_blocks)], c, std::min(cut_.coarse, s_.coarse.channels - c), f,
                   std::min(cut_.fine, s_.fine.channels - f)});
       }
-    });
+    }, /*one_queue=*/true);
   }
 
  private:
@@ -97,9 +97,39 @@ class WeightGradient {
       FieldTransform<T>(coarse_field.field, s_.coarse, coarse_ + block.first_coarse, block.coarse, zeros)
           .run(plan_.tiles, tiles.numbers(), tiles.all().count, {coarse, cut_.coarse_plane(), padded(cut_.coarse)});
       transform_fine(block, tiles, fine, zeros);
-      multiply(block, coarse_field, tiles, fine, coarse, sums);
+      const int64_t next = t + cut_.tiles, products = points * block.panels();
+      Fetching fetching(pixels_of(s_.coarse, coarse_ + block.first_coarse, block.coarse, next, std::min(next + cut_.tiles, all)),
+                        pixels_of(s_.fine, fine_ + block.first_fine, block.fine, next, std::min(next + cut_.tiles, all)), products);
+      multiply(block, coarse_field, tiles, fine, coarse, sums, fetching);
     }
     finish(block, sums);
+  }
+
+  // What products fetch meanwhile: of both maps what the next tiles read, each half of them one.
+  class Fetching {
+   public:
+    Fetching(const Ahead& coarse, const Ahead& fine, int64_t products) : maps_{coarse, fine}, products_(products) {}
+
+    Ahead next() {
+      Ahead& from = maps_[2 * done_++ < products_ ? 0 : 1];
+      const int64_t share = ceil_div(2 * from.rows, products_);
+      const Ahead taken{from.at, from.rows > 0 ? from.bytes : 0, std::min(share, from.rows), from.pitch};
+      from.at = static_cast<const char*>(from.at) + taken.rows * from.pitch;
+      from.rows -= taken.rows;
+      return taken;
+    }
+
+   private:
+    Ahead maps_[2];
+    int64_t products_, done_ = 0;
+  };
+
+  // Of so many channels the pixels that belong to tiles [begin, end), about.
+  Ahead pixels_of(const Grid& map, const T* maps, int64_t channels, int64_t begin, int64_t end) const {
+    const int64_t image = map.height * map.width, per_image = plan_.tiles.per_image();
+    const int64_t first = begin * image / per_image, rows = std::max<int64_t>(0, end - begin) * image / per_image;
+    constexpr auto bytes = static_cast<int64_t>(sizeof(T));
+    return {reinterpret_cast<const char*>(maps) + first * map.channels * bytes, channels * bytes, rows, map.channels * bytes};
   }
 
   const Field& field(const Block& block) const { return plan_.fields[block.term.field]; }
@@ -114,7 +144,7 @@ class WeightGradient {
   }
 
   void multiply(const Block& block, const CoarseField& coarse_field, const TileOrder& tiles, const float* fine,
-                const float* coarse, float* sums) const {
+                const float* coarse, float* sums, Fetching& fetching) const {
     for (int y = 0; y <= block.term.phase[0].taps; ++y) {
       for (int x = 0; x <= block.term.phase[1].taps; ++x, sums += cut_.sums_plane()) {
         const float* const a = coarse + coarse_field.term.plane(coarse_field.field, y, x) * cut_.coarse_plane();
@@ -123,7 +153,7 @@ class WeightGradient {
         for (int64_t p = 0; p < block.panels(); ++p) {
           const int64_t columns = padded(block.channels(p));
           gemm({block.coarse, columns, count, a + first * padded(cut_.coarse), 1, padded(cut_.coarse),
-                b + p * cut_.fine_panel() + first * columns, sums + p * cut_.sums_panel(), true});
+                b + p * cut_.fine_panel() + first * columns, sums + p * cut_.sums_panel(), true, fetching.next()});
         }
       }
     }
