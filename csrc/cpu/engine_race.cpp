@@ -26,8 +26,8 @@ const ConvEngine* EngineRace::choose() {
   ++calls_;
   // in turns: what the first calls of a shape meet (memory that was never touched) is not one engine's alone
   const auto by_runs = [](auto& a, auto& b) { return a.runs < b.runs; };
-  const auto newest = std::min_element(runners_.begin(), runners_.end(), by_runs);
-  if (newest->runs < kFirstRuns) return newest->engine;
+  const auto least_run = std::min_element(runners_.begin(), runners_.end(), by_runs);
+  if (least_run->runs < kFirstRuns) return least_run->engine;
   const auto stalest =
       std::min_element(runners_.begin(), runners_.end(), [](auto& a, auto& b) { return a.last < b.last; });
   if (calls_ % kCallsBetween == 0) return stalest->engine;

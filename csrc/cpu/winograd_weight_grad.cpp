@@ -108,20 +108,26 @@ class WeightGradient {
   // What products fetch meanwhile: of both maps what the next tiles read, each half of them one.
   class Fetching {
    public:
-    Fetching(const Ahead& coarse, const Ahead& fine, int64_t products) : maps_{coarse, fine}, products_(products) {}
+    Fetching(const Ahead& coarse, const Ahead& fine, int64_t products)
+        : maps_{coarse, fine}, shares_{ceil_div(2 * coarse.rows, products), ceil_div(2 * fine.rows, products)},
+          products_(products) {}
 
     Ahead next() {
-      Ahead& from = maps_[2 * done_++ < products_ ? 0 : 1];
-      const int64_t share = ceil_div(2 * from.rows, products_);
-      const Ahead taken{from.at, from.rows > 0 ? from.bytes : 0, std::min(share, from.rows), from.pitch};
-      from.at = static_cast<const char*>(from.at) + taken.rows * from.pitch;
-      from.rows -= taken.rows;
-      return taken;
+      const int map = 2 * done_++ < products_ ? 0 : 1;
+      Ahead& from = maps_[map];
+      const int64_t rows = std::min(shares_[map], from.rows);
+      const void* const at = from.at;
+      from.at = static_cast<const char*>(at) + rows * from.pitch;
+      from.rows -= rows;
+      if (from.bytes == from.pitch) return {at, rows * from.bytes};  // all channels: one run of memory
+      return {at, rows > 0 ? from.bytes : 0, rows, from.pitch};
     }
 
    private:
     Ahead maps_[2];
-    int64_t products_, done_ = 0;
+    const int64_t shares_[2];  // rows for each product
+    const int64_t products_;
+    int64_t done_ = 0;
   };
 
   // Of so many channels the pixels that belong to tiles [begin, end), about.
